@@ -1,0 +1,33 @@
+"""The errors a user of wsc can meet: every one says what was wrong, where, and what to do."""
+
+
+class WscError(Exception):
+    """Base of every error wsc raises on purpose; catching it catches them all."""
+
+
+class TraceError(WscError):
+    """What was given to `wsc.compile` is not a function that JAX can trace with these arguments."""
+
+
+class ArgumentError(WscError):
+    """A compiled program was called, or a public function given, an argument of the wrong kind, shape or dtype."""
+
+
+class UnsupportedError(WscError):
+    """A primitive of the program has no rule, so no honest cost could be given for it."""
+
+
+class FitError(WscError):
+    """The program does not fit: a PE over its SRAM, or a model over the wafers it was given."""
+
+
+class ConfigError(WscError):
+    """A model configuration is missing a field, or has one with a value that wsc cannot build."""
+
+
+class CheckpointError(WscError):
+    """A checkpoint or tokenizer file is missing, truncated, corrupt, or its weights do not match the model."""
+
+
+class DownloadError(WscError):
+    """A file could not be fetched, or what came is not the file that was asked for."""
