@@ -1,0 +1,118 @@
+"""Build: planned stages on their regions become a Program, every op with its steps, every byte with its address."""
+
+from typing import Any
+
+import numpy as np
+
+from wsc.errors import FitError
+from wsc.lowering import jaxapi
+from wsc.lowering.jaxapi import Literal
+from wsc.lowering.layout import wavelets
+from wsc.lowering.memory import buffer_bytes, memory_map, over_by
+from wsc.lowering.normalize import Normal
+from wsc.lowering.place import Planned
+from wsc.lowering.plan import Stage
+from wsc.lowering.roles import Roles
+from wsc.lowering.tile import Stored, TiledStage
+from wsc.machine.steps import HostLink, Move, Step, WaferLink
+from wsc.machine.wafer import Wafer
+from wsc.program import PlacedOp, PlacedStage, PlacedWeight, Program, Region
+
+
+def build_programs(
+    normals: list[Normal], programs: list[Planned], regions: list[Region], wafer: Wafer, conditions: list[str]
+) -> list[Program]:
+    """One Program for each of `programs`; they share the regions, the addresses of weights and state, and buffers."""
+    buffers = []
+    for i, region in enumerate(regions):
+        buffers.append(max(buffer_bytes(p.tile(i, region.grid, wafer)) for p in programs))
+    return [
+        _build(normal, planned, regions, wafer, buffers, text)
+        for normal, planned, text in zip(normals, programs, conditions, strict=True)
+    ]
+
+
+def _build(normal: Normal, planned: Planned, regions, wafer: Wafer, buffers: list[int], conditions: str) -> Program:
+    stages, roles = planned.stages, planned.roles
+    made_in = {v: i for i, s in enumerate(stages) for v in s.exports}
+    templates: dict = {}
+    placed = []
+    shared: dict = {}  # source lines and steps of a template are worked out once
+    for i, (stage, region) in enumerate(zip(stages, regions, strict=True)):
+        tiled = planned.tile(i, region.grid, wafer)
+        template = templates.setdefault(stage.template, len(templates))
+        weights = [roles.weights[v].name for v in stage.weights]
+        states = [roles.names.get(v, f"state {n}") for n, v in enumerate(stage.states)]
+        memory = memory_map(tiled, weights, states, buffers[i])
+        over = over_by(max(a.end for a in memory), wafer)
+        if over:
+            raise FitError(
+                f"stage '{stage.name}' on {region} is over its SRAM by {over:,} B a PE: a larger region would fit; "
+                f"give more wafers, a shorter context or a smaller batch."
+            )
+        arrivals = [(v, made_in.get(v), _bring(v, made_in.get(v), i, regions, wafer)) for v in stage.entries]
+        if i == 0:
+            arrivals += [(None, None, (HostLink(n),)) for n in [_control_bytes(normal, roles)] if n]
+        departures = tuple(HostLink(_nbytes(v.aval)) for v in stage.results)
+        sources = shared.setdefault((template, "sources"), [jaxapi.source_line(e) for e in stage.eqns])
+        placed.append(
+            PlacedStage(
+                stage.name,
+                region,
+                tuple(_ops(stage, tiled, roles, sources)),
+                tuple(_weights(tiled, weights, [roles.weights[v].nbytes for v in stage.weights])),
+                memory,
+                tuple(arrivals),
+                departures,
+                template,
+            )
+        )
+    return Program(normal.jaxpr, normal.consts, wafer, 1 + max(r.wafer for r in regions), tuple(placed), conditions)
+
+
+def _ops(stage: Stage, tiled: TiledStage, roles: Roles, sources: list[str]):
+    through: dict = {v: (roles.weights[v].name,) for v in stage.weights}
+    for eqn, op, source in zip(stage.eqns, tiled.ops, sources, strict=True):
+        named = tuple(dict.fromkeys(n for a in eqn.invars if not isinstance(a, Literal) for n in through.get(a, ())))
+        if named and all(roles.of(v) == "weight" for v in eqn.outvars):
+            through.update((v, through.get(v, named)) for v in eqn.outvars)
+        yield PlacedOp(eqn, op.ins, op.outs, op.steps, op.control, named, source)
+
+
+def _weights(tiled: TiledStage, names: list[str], sizes: list[int]):
+    for stored in tiled.weights:
+        yield _placed_weight(stored, names[stored.position], sizes[stored.position], tiled)
+
+
+def _placed_weight(stored: Stored, name: str, nbytes: int, tiled: TiledStage) -> PlacedWeight:
+    copies, parts = stored.layout.copies(tiled.grid), stored.layout.parts.pes
+    tile = stored.tile_bytes(tiled.wafer.align_bytes)
+    return PlacedWeight(name, stored.layout, stored.shape, nbytes, copies, tile * parts * copies)
+
+
+def _bring(v: Any, source: int | None, target: int, regions: list[Region], wafer: Wafer) -> tuple[Step, ...]:
+    """The steps that bring an activation to a stage, laid along `y` as every stage expects its input.
+
+    Side by side, every row sends its piece on, right across the new region. Otherwise the pieces travel down the
+    columns, each column with its share, and then across."""
+    nbytes = _nbytes(v.aval)
+    if source is None:
+        return (HostLink(nbytes),)
+    a, b = regions[source], regions[target]
+    if a.wafer != b.wafer:
+        return (WaferLink(nbytes),)
+    words = wavelets(v.aval.size, v.aval.dtype.itemsize, wafer)
+    if a.y == b.y:
+        gap = max(a.x, b.x) - min(a.x + a.width, b.x + b.width)
+        return (Move(max(0, gap) + b.width, words, b.height),)
+    across = abs((a.x + a.width // 2) - (b.x + b.width // 2)) if not a.touches(b) else 0
+    return (Move(abs(a.y - b.y) + across + b.width, words, min(a.width, b.width)),)
+
+
+def _nbytes(aval) -> int:
+    return aval.size * (8 if jaxapi.is_extended(aval.dtype) else np.dtype(aval.dtype).itemsize)
+
+
+def _control_bytes(normal: Normal, roles: Roles) -> int:
+    """Tokens, positions and the like, sent by the host at the start."""
+    return sum(_nbytes(v.aval) for v in normal.jaxpr.invars if roles.of(v) == "control")

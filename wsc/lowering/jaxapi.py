@@ -1,0 +1,129 @@
+"""Every contact with JAX that may change between releases. Works on jax 0.10 to 0.12.
+
+The IR is JAX's own: a `Jaxpr` of equations over `Var`s and `Literal`s. Equations are told apart by
+`primitive.name`, because not every primitive is exported.
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+from jax.extend import source_info_util
+
+Var = jex.Var
+Literal = jex.Literal
+Jaxpr = jex.Jaxpr
+Eqn = jex.JaxprEqn
+Atom = Var | Literal
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A function as JAX sees it: its jaxpr, the constants it closes over, and the trees of its arguments and results."""
+
+    jaxpr: Any
+    consts: tuple
+    arg_names: tuple[str, ...]  # one per invar, such as "model.layers[0].attn.q.kernel"
+    args: tuple[jax.ShapeDtypeStruct, ...]
+    in_tree: Any
+    out_tree: Any
+    out_info: Any
+
+
+def trace(fn, args: tuple) -> Traced:
+    """Trace `fn(*args)`; arguments may be arrays or `ShapeDtypeStruct`s."""
+    traced = jax.jit(fn).trace(*args)
+    jaxpr, consts = open_jaxpr(traced.jaxpr)
+    names = getattr(jaxpr.debug_info, "arg_names", None) or ()
+    if len(names) != len(jaxpr.invars):
+        names = tuple(f"argument {i}" for i in range(len(jaxpr.invars)))
+    leaves, in_tree = jax.tree.flatten(args)
+    abstract = tuple(jax.ShapeDtypeStruct(jax.numpy.shape(a), jax.numpy.result_type(a)) for a in leaves)
+    out_tree = jax.tree.structure(traced.out_info)
+    return Traced(jaxpr, tuple(consts), tuple(map(str, names)), abstract, in_tree, out_tree, traced.out_info)
+
+
+def open_jaxpr(closed) -> tuple[Any, tuple]:
+    """(jaxpr, consts) of a closed jaxpr, whether or not this release keeps the two classes apart."""
+    return getattr(closed, "jaxpr", closed), tuple(getattr(closed, "consts", ()))
+
+
+def make_jaxpr(fn, *avals) -> tuple[Any, tuple]:
+    """The jaxpr of a small helper of ours, to be inlined."""
+    return open_jaxpr(jax.jit(fn).trace(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals)).jaxpr)
+
+
+def new_var(aval) -> Var:
+    return Var(aval)
+
+
+def new_jaxpr(constvars, invars, outvars, eqns, like) -> Any:
+    return Jaxpr(constvars, invars, outvars, eqns, like.effects, like.debug_info)
+
+
+def as_function(jaxpr, consts):
+    """The jaxpr as a function of a flat list of arrays, returning a flat list."""
+    closed = jex.ClosedJaxpr(jaxpr, list(consts))
+    return jex.jaxpr_as_fun(closed)
+
+
+def bind(eqn: Eqn, values: list) -> list:
+    """Run one first-order equation on values."""
+    result = eqn.primitive.bind(*values, **eqn.params)
+    return list(result) if eqn.primitive.multiple_results else [result]
+
+
+def is_dropped(var) -> bool:
+    return type(var).__name__ == "DropVar"
+
+
+def rescope(eqn: Eqn, caller: Eqn | None, invars: list, outvars: list) -> Eqn:
+    """`eqn` over other variables, its name stack put below that of the call it was inlined from."""
+    info = eqn.source_info
+    if caller is not None:
+        stack = caller.source_info.name_stack + info.name_stack
+        traceback = info.traceback if info.traceback is not None else caller.source_info.traceback
+        info = info.replace(name_stack=stack, traceback=traceback)
+    return eqn.replace(invars=invars, outvars=outvars, source_info=info)
+
+
+def relocate(jaxpr, eqn: Eqn):
+    """A helper's jaxpr with the source line and name stack of `eqn`, the user's equation it stands for."""
+    eqns = [e.replace(source_info=eqn.source_info) for e in jaxpr.eqns]
+    return new_jaxpr(jaxpr.constvars, jaxpr.invars, jaxpr.outvars, eqns, jaxpr)
+
+
+def scan_counts(eqn: Eqn) -> tuple[int, int, int]:
+    """(length, constants, carried values) of a scan, told by shape: stacked operands have one axis more than
+    the body's, and the parameters that say it differ between releases."""
+    body, _ = open_jaxpr(eqn.params["jaxpr"])
+    stacked = sum(a.aval.ndim != b.aval.ndim for a, b in zip(eqn.invars, body.invars, strict=True))
+    carried = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, body.outvars, strict=True))
+    return eqn.params["length"], len(eqn.invars) - stacked - carried, carried
+
+
+def source_line(eqn: Eqn) -> str:
+    """The user's line that made the equation, `file:line (function)`."""
+    return source_info_util.summarize(eqn.source_info)
+
+
+def scope(eqn: Eqn) -> str:
+    """The name stack, as linen modules and `jax.named_scope` set it; empty for plain nnx."""
+    return str(eqn.source_info.name_stack)
+
+
+def is_extended(dtype) -> bool:
+    """A dtype that numpy has no word for, such as a PRNG key."""
+    return jax.numpy.issubdtype(dtype, jax.dtypes.extended)
+
+
+def is_nnx_module(value) -> bool:
+    nnx = importlib.import_module("flax.nnx")
+    return isinstance(value, nnx.Module)
+
+
+def is_linen_module(value) -> bool:
+    linen = importlib.import_module("flax.linen")
+    return isinstance(value, linen.Module)

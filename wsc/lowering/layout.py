@@ -1,0 +1,324 @@
+"""How an array lies on a region, and what it costs to make it lie otherwise.
+
+A region is a mesh of PEs with axes `y` (rows) and `x` (columns). A `Layout` says into how many parts each dimension
+of an array is cut along each axis. Several dimensions cut along one axis nest, the first outermost: its parts get
+segments of equal length, which the next dimension divides again. A dimension cut along both axes is cut into all
+y * x parts; which axis is outer follows from how the layout came to be, and the tiles are as large either way. The PEs of a segment that no further dimension divides all hold the same part (replication).
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from wsc.machine import collectives
+from wsc.machine.steps import AllReduce, Multicast, Shift, Step
+from wsc.machine.wafer import Wafer
+
+
+class Grid(NamedTuple):
+    """The extent of a region in PEs."""
+
+    y: int
+    x: int
+
+    @property
+    def pes(self) -> int:
+        return self.y * self.x
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Parts of each dimension along `y` and along `x`.
+
+    >>> q = Layout(y=(1, 1), x=(8, 16))            # 8 heads x 128 features over x
+    >>> q.local((8, 128)), q.spec                # prints as JAX does
+    ((1, 8), P('x', 'x'))
+    """
+
+    y: tuple[int, ...]
+    x: tuple[int, ...]
+
+    def local(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The tile of the fullest PE, elements a dimension."""
+        return tuple(-(-(-(-n // y)) // x) for n, y, x in zip(shape, self.y, self.x, strict=True))
+
+    def size(self, shape: tuple[int, ...]) -> int:
+        """Elements of that tile."""
+        return math.prod(self.local(shape))
+
+    @cached_property
+    def parts(self) -> Grid:
+        """Distinct parts along each axis; fewer than PEs means replication."""
+        return Grid(math.prod(self.y), math.prod(self.x))
+
+    def fits(self, grid: Grid) -> bool:
+        return self.parts.y <= grid.y and self.parts.x <= grid.x
+
+    def copies(self, grid: Grid) -> int:
+        """How many PEs hold each element."""
+        return strides(self.y, grid.y)[-1] * strides(self.x, grid.x)[-1] if self.y else grid.pes
+
+    @property
+    def spec(self) -> PartitionSpec:
+        """The same as JAX writes it, without the number of parts."""
+        names = []
+        for y, x in zip(self.y, self.x, strict=True):
+            axes = tuple(a for a, parts in (("y", y), ("x", x)) if parts > 1)
+            names.append(None if not axes else axes[0] if len(axes) == 1 else axes)
+        return PartitionSpec(*names)
+
+    def along(self, axis: str) -> tuple[int, ...]:
+        return self.y if axis == "y" else self.x
+
+    def with_axis(self, axis: str, parts) -> "Layout":
+        parts = tuple(parts)
+        return Layout(parts, self.x) if axis == "y" else Layout(self.y, parts)
+
+    def take(self, dims) -> "Layout":
+        """The layout of the dimensions `dims`, in that order; None stands for a dimension that is not cut."""
+        dims = list(dims)
+        return Layout(
+            tuple(1 if d is None else self.y[d] for d in dims), tuple(1 if d is None else self.x[d] for d in dims)
+        )
+
+    def uncut(self, dims) -> "Layout":
+        """The same with the dimensions `dims` whole on every PE."""
+        dims = set(dims)
+        return self.take(None if d in dims else d for d in range(len(self.y)))
+
+    def __str__(self) -> str:
+        cells = []
+        for y, x in zip(self.y, self.x, strict=True):
+            cells.append("".join(f"{a}{parts}" for a, parts in (("y", y), ("x", x)) if parts > 1) or "-")
+        return "[" + " ".join(cells) + "]"
+
+
+def whole(rank: int) -> Layout:
+    """Every PE has everything."""
+    return Layout((1,) * rank, (1,) * rank)
+
+
+def cut(n: int, pes: int) -> int:
+    """Parts of a dimension of `n` over at most `pes` PEs, none of them empty.
+
+    >>> cut(576, 100)       # tiles of 6
+    96
+    """
+    return -(-n // -(-n // max(1, min(n, pes))))
+
+
+def nest(shape: tuple[int, ...], pes: int) -> tuple[int, ...]:
+    """Parts of several dimensions nested along one axis, the first outermost.
+
+    >>> nest((8, 128), 150)
+    (8, 16)
+    """
+    parts = []
+    for n in shape:
+        p = cut(n, pes)
+        parts.append(p)
+        pes = pes // p if p == n else 1
+    return tuple(parts)
+
+
+def strides(parts: tuple[int, ...], pes: int) -> list[int]:
+    """PEs from one part to the next, a dimension; the last is the length of the segment that holds one part.
+
+    >>> strides((8, 16), 150)
+    [18, 1]
+    """
+    found = []
+    for p in parts:
+        pes //= p
+        found.append(pes)
+    return found
+
+
+def shared_out(at: Layout, shape: tuple[int, ...], axis: str, pes: int) -> Layout:
+    """PEs that all hold the same tile go on with a share of it each; dropping the rest costs nothing.
+
+    >>> print(shared_out(Layout((1,), (100,)), (5800,), "y", 96))
+    [y58x100]
+    """
+    parts = list(at.along(axis))
+    last = max((d for d, p in enumerate(parts) if p > 1), default=-1)
+    free = strides(tuple(parts), pes)[-1] if parts else 1
+    extent = at.local(shape)
+    for d in range(last + 1, len(parts)):
+        parts[d] = cut(extent[d], free)
+        if parts[d] < extent[d]:
+            break
+        free //= parts[d]
+    return at.with_axis(axis, parts)
+
+
+def lay(shape: tuple[int, ...], axis: str, dims, pes: int) -> Layout:
+    """The dimensions `dims` nested along `axis`, the others whole."""
+    dims = list(dims)
+    parts = [1] * len(shape)
+    for d, p in zip(dims, nest(tuple(shape[d] for d in dims), pes), strict=True):
+        parts[d] = p
+    return whole(len(shape)).with_axis(axis, parts)
+
+
+def wavelets(elements: int, itemsize: int, wafer: Wafer) -> int:
+    """32-bit words that carry `elements`; two 16-bit ones share a word."""
+    return -(-elements * itemsize // wafer.wavelet_bytes)
+
+
+def all_reduce(participants: int, spacing: int, elements: int, itemsize: int, grid: Grid, wafer: Wafer) -> list[Step]:
+    """All-reduce among `participants` PEs of a line, `spacing` hops apart, by the cheapest algorithm."""
+    if participants <= 1:
+        return []
+    span = (participants - 1) * spacing
+    words = wavelets(elements, itemsize, wafer)
+    name = collectives.cheapest_reduce(participants, words, span * wafer.hop_cycles, 2 * wafer.ramp_cycles + 1)
+    return [AllReduce(name, participants, span, words, max(1, grid.pes // participants))]
+
+
+def _blocks(parts: tuple[int, ...], shape: tuple[int, ...], pes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First and last-but-one index, [PE, dimension], of what each PE of an axis holds, and which PEs hold anything."""
+    rest, digits, active = np.arange(pes), [], np.ones(pes, bool)
+    for p, stride in zip(parts, strides(parts, pes), strict=True):
+        digit = rest // stride
+        active &= digit < p
+        rest = rest - digit * stride
+        digits.append(digit)
+    tile = np.array([-(-n // p) for n, p in zip(shape, parts, strict=True)])
+    start = np.minimum(np.stack(digits, axis=-1) * tile, shape)
+    return start, np.minimum(start + tile, shape), active
+
+
+def _owner(parts: tuple[int, ...], shape: tuple[int, ...], pes: int, index: list[np.ndarray]) -> np.ndarray:
+    """The first PE of an axis that holds each element; `index` has one array a dimension."""
+    owner = np.zeros(np.broadcast_shapes(*(i.shape for i in index)), dtype=np.int64)
+    for n, p, stride, i in zip(shape, parts, strides(parts, pes), index, strict=True):
+        owner = owner + i // -(-n // p) * stride
+    return owner
+
+
+def _traffic(source: np.ndarray, target: np.ndarray, pes: int) -> tuple[int, int, int]:
+    """(farthest, fullest link, total hops) when element e goes from PE source[e] to PE target[e] along a line."""
+    source, target = source.ravel(), target.ravel()
+    distance = np.abs(target - source)
+    loads = []
+    for low, high in ((source, target), (target, source)):
+        ahead = low < high
+        ends = np.bincount(low[ahead], minlength=pes + 1) - np.bincount(high[ahead], minlength=pes + 1)
+        loads.append(int(np.cumsum(ends).max(initial=0)))
+    return int(distance.max(initial=0)), max(loads), int(distance.sum())
+
+
+def exchange(
+    shape: tuple[int, ...],
+    source: tuple[tuple[int, ...], tuple[int, ...]],
+    target: tuple[int, ...],
+    offset: tuple[int, ...],
+    stride: tuple[int, ...],
+    per_element: int,
+    axis: str,
+    grid: Grid,
+    itemsize: int,
+    wafer: Wafer,
+) -> list[Step]:
+    """PEs of an axis pass elements on: element i of `shape`, laid as `target`, was element offset + i*stride of an
+    array of shape `source[0]` laid as `source[1]`. `per_element` elements, whole in the other dimensions, go along."""
+    pes = getattr(grid, axis)
+    source_shape, source_parts = source
+    dims = [d for d in range(len(shape)) if source_parts[d] > 1 or target[d] > 1]
+    if not dims:
+        return []
+    index = np.meshgrid(*(np.arange(shape[d]) for d in dims), indexing="ij", sparse=True)
+    came = [offset[d] + i * stride[d] for d, i in zip(dims, index, strict=True)]
+    first = _owner(tuple(source_parts[d] for d in dims), tuple(source_shape[d] for d in dims), pes, came)
+    last = _owner(tuple(target[d] for d in dims), tuple(shape[d] for d in dims), pes, index)
+    tile = math.prod(-(-shape[d] // target[d]) for d in dims)
+    return _passed_on(first, last, target, tile * per_element, per_element, axis, grid, itemsize, wafer)
+
+
+def _passed_on(first, last, target, tile, per_element, axis: str, grid: Grid, itemsize, wafer: Wafer) -> list[Step]:
+    """Elements go from PE first[e] to PE last[e]; a part that several PEs keep is then multicast among them."""
+    pes = getattr(grid, axis)
+    distance, load, total = _traffic(first, last, pes)
+    if not distance:
+        return []
+    lines = grid.pes // pes
+    words = wavelets(load * per_element, itemsize, wafer)
+    steps: list[Step] = [Shift(distance, words, wavelets(total * per_element, itemsize, wafer), lines)]
+    copies = strides(target, pes)[-1]
+    if copies > 1:
+        steps.append(Multicast(copies, copies - 1, wavelets(tile, itemsize, wafer), lines * math.prod(target)))
+    return steps
+
+
+@lru_cache(maxsize=65536)
+def regroup(
+    shape: tuple[int, ...], parts: tuple[int, ...], new_shape: tuple[int, ...], new_parts: tuple[int, ...],
+    per_element: int, axis: str, grid: Grid, itemsize: int, wafer: Wafer,
+) -> tuple[Step, ...]:  # fmt: skip
+    """A reshape along one axis: elements keep their order, and change PE only where the cuts do not agree."""
+    pes = getattr(grid, axis)
+    first = _owner(parts, shape, pes, list(np.meshgrid(*map(np.arange, shape), indexing="ij", sparse=True)))
+    last = _owner(new_parts, new_shape, pes, list(np.meshgrid(*map(np.arange, new_shape), indexing="ij", sparse=True)))
+    tile = math.prod(-(-n // p) for n, p in zip(new_shape, new_parts, strict=True)) * per_element
+    return tuple(_passed_on(first, last, new_parts, tile, per_element, axis, grid, itemsize, wafer))
+
+
+@lru_cache(maxsize=65536)
+def relayout(
+    shape: tuple[int, ...], itemsize: int, source: Layout, target: Layout, grid: Grid, wafer: Wafer
+) -> tuple[Step, ...]:
+    """The steps that bring an array from one layout to another within its region.
+
+    Per axis: nothing where every PE already holds what it needs; a multicast within segments where parts are put
+    together; otherwise the PEs pass elements on along the axis. Axes that only drop data go first.
+    """
+    steps: list[Step] = []
+    now = source
+    for axis in sorted("yx", key=lambda a: math.prod(source.along(a)) - math.prod(target.along(a))):
+        steps += _along_axis(shape, itemsize, now, target.along(axis), axis, grid, wafer)
+        now = now.with_axis(axis, target.along(axis))
+    return tuple(steps)
+
+
+def _along_axis(shape, itemsize, now: Layout, parts, axis: str, grid: Grid, wafer: Wafer) -> list[Step]:
+    before, pes = now.along(axis), getattr(grid, axis)
+    if before == parts or math.prod(before) == 1:
+        return []
+    other = now.along("x" if axis == "y" else "y")
+    extent = tuple(-(-n // o) for n, o in zip(shape, other, strict=True))
+    after = now.with_axis(axis, parts)
+    have_from, have_to, has = _blocks(before, extent, pes)
+    need_from, need_to, needs = _blocks(parts, extent, pes)
+    inside = (have_from <= need_from) & (need_to <= have_to) & has[:, None]
+    if bool(inside[needs].all()):
+        return []
+    around = (need_from <= have_from) & (have_to <= need_to)
+    if bool(around[has & needs].all()) and bool(needs[has].all()):
+        segment = strides(parts, pes)[-1]
+        words = wavelets(after.size(shape), itemsize, wafer)
+        return [Multicast(segment, segment - 1, words, grid.pes // segment)]
+    moving = [d for d in range(len(shape)) if before[d] > 1 or parts[d] > 1]
+    per_element = math.prod(extent[d] for d in range(len(shape)) if d not in moving)
+    zero, one = (0,) * len(shape), (1,) * len(shape)
+    return exchange(extent, (extent, before), parts, zero, one, per_element, axis, grid, itemsize, wafer)
+
+
+def default_extent(limit: int) -> list[int]:
+    """Region heights or widths worth trying: those that divide the wafer evenly, and round ones, about 12 % apart.
+
+    >>> default_extent(24)
+    [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 15, 16, 18, 20, 24]
+    """
+    powers = {1 << e for e in range(limit.bit_length())} | {limit // n for n in range(1, 25)}
+    even = {limit // n for n in range(1, limit + 1)}
+    round_ones = {m * p for p in powers for m in (3, 5, 7, 9)}
+    found: list[int] = []
+    for n in sorted(n for n in even | powers | round_ones if n <= limit):
+        if n in powers or n == limit or not found or n >= found[-1] * 1.06:
+            found.append(n)
+    return found

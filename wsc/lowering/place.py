@@ -1,0 +1,196 @@
+"""Place: region sizes by modelled cycles, and rectangles on the wafer in snake order, so that stages in a row touch.
+
+All regions of a program have the same height, a shelf; shelves run left to right, then right to left. Programs that
+share weights (prefill and decode) share regions: the first program decides, the others must fit beside it.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from wsc.errors import FitError
+from wsc.lowering.layout import Grid, default_extent
+from wsc.lowering.memory import buffer_bytes, stored_bytes
+from wsc.lowering.plan import Stage
+from wsc.lowering.roles import Roles
+from wsc.lowering.tile import TiledStage, tile_stage
+from wsc.machine.wafer import Wafer
+from wsc.program import Region
+
+MAX_WAFERS = 512
+
+
+@dataclass
+class Planned:
+    """One program, planned into stages and not yet placed."""
+
+    stages: list[Stage]
+    roles: Roles
+    tiled: dict = field(default_factory=dict)  # (template, grid) -> TiledStage
+
+    def tile(self, i: int, grid: Grid, wafer: Wafer) -> TiledStage:
+        key = (self.stages[i].template, grid)
+        if key not in self.tiled:
+            self.tiled[key] = tile_stage(self.stages[i], self.roles, grid, wafer)
+        return self.tiled[key]
+
+    def stored(self, i: int) -> int:
+        """Bytes of weights and state of a stage, wherever they lie."""
+        stage = self.stages[i]
+        weights = sum(self.roles.weights[v].nbytes for v in stage.weights)
+        return weights + sum(v.aval.size * v.aval.dtype.itemsize for v in stage.states)
+
+
+def place(programs: list[Planned], wafer: Wafer, wafers: int | None) -> list[Region]:
+    """One region a stage, the same for all `programs`. `wafers` None takes as many as are needed.
+
+    Raises FitError when a stage or the whole does not fit, saying by how much and what would.
+    """
+    return _Placer(programs, wafer, wafers).run()
+
+
+def snake(widths: list[int], height: int, wafer: Wafer, wafers: int) -> list[Region] | None:
+    """Rectangles of one height in snake order, each touching the one before; None when they do not fit."""
+    shelves, columns = int(wafer.rows) // height, int(wafer.columns)
+    regions: list[Region] = []
+    chip, shelf, forward, x = 0, 0, True, 0
+    for width in widths:
+        if width > columns or shelves == 0:
+            return None
+        if (x + width > columns) if forward else (x - width < 0):
+            shelf, forward = shelf + 1, not forward
+            last = regions[-1]
+            x = max(0, last.x - width + 1) if forward else min(columns, last.x + last.width + width - 1)
+            if (x + width > columns) if forward else (x - width < 0):
+                return None
+            if shelf == shelves:
+                chip, shelf, forward, x = chip + 1, 0, True, 0
+        if chip >= wafers:
+            return None
+        regions.append(Region(chip, shelf * height, x if forward else x - width, height, width))
+        x = x + width if forward else x - width
+    return regions
+
+
+class _Placer:
+    def __init__(self, programs: list[Planned], wafer: Wafer, wafers: int | None):
+        self.programs, self.wafer, self.limit = programs, wafer, wafers
+        first = programs[0]
+        self.stages = first.stages
+        templates = [s.template for s in self.stages]
+        self.count = {i: templates.count(templates[i]) for i in range(len(templates)) if templates.index(templates[i]) == i}
+        self.like = [templates.index(t) for t in templates]  # the first stage of the same template
+        self.usable = int(wafer.sram_bytes - wafer.code_bytes)
+        self.least = {i: max(1, -(-first.stored(i) // self.usable)) for i in self.count}
+        self.layer = max(self.count, key=lambda i: (self.count[i] * first.stored(i), self.count[i]))
+
+    def run(self) -> list[Region]:
+        needed = sum(self.least[i] * n for i, n in self.count.items())
+        fewest = max(1, -(-needed // int(self.wafer.pes)))
+        if self.limit is not None and fewest > self.limit:
+            raise self._too_large(needed, fewest)
+        for wafers in range(fewest, (self.limit or MAX_WAFERS) + 1):
+            found = self._best(wafers)
+            if found is not None:
+                return found
+            if self.limit is None and wafers > 4 * fewest + 4:
+                break
+        raise self._too_large(needed, None)
+
+    def _best(self, wafers: int) -> list[Region] | None:
+        """The placement with the fewest cycles found by walking from a few sizes of the repeated stage downhill."""
+        heights = default_extent(int(self.wafer.rows))
+        widths = default_extent(int(self.wafer.columns))
+        seen: dict[tuple[int, int], tuple[float, list[Region] | None]] = {}
+
+        def score(h: int, w: int) -> tuple[float, list[Region] | None]:
+            if (h, w) not in seen:
+                seen[h, w] = self._try(heights[h], widths[w], wafers)
+            return seen[h, w]
+
+        for h, w in self._starts(heights, widths, wafers):
+            score(h, w)
+        for h, w in sorted(seen, key=lambda p: seen[p][0])[:3]:
+            while True:
+                near = [(h + a, w + b) for a in (-1, 0, 1) for b in (-1, 0, 1)]
+                near = [(a, b) for a, b in near if 0 <= a < len(heights) and 0 <= b < len(widths)]
+                a, b = min(near, key=lambda p: score(*p)[0])
+                if score(a, b)[0] >= score(h, w)[0]:
+                    break
+                h, w = a, b
+        return min(seen.values(), key=lambda s: s[0], default=(math.inf, None))[1]
+
+    def _starts(self, heights, widths, wafers) -> list[tuple[int, int]]:
+        """Sizes of the repeated stage to walk from: squarish ones, and for every height the widest that still packs."""
+        most = int(self.wafer.pes) * wafers / sum(self.count.values())
+        found, area = [], most
+        while area >= max(1, self.least[self.layer]) and len(found) < 6:
+            h = min(range(len(heights)), key=lambda i: abs(heights[i] - math.sqrt(area)))
+            found.append((h, min(range(len(widths)), key=lambda i: abs(widths[i] - area / heights[h]))))
+            area /= 3
+        for h, height in enumerate(heights):
+            if most / 12 <= height * height <= most * 12:
+                fitting = [w for w in range(len(widths)) if self._pack(self._narrow(height, widths[w]), height, wafers)]
+                found += [(h, w) for w in fitting[-1:]]
+        return list(dict.fromkeys(found))
+
+    def _narrow(self, height: int, width: int) -> dict[int, int]:
+        """The repeated stage at `width`, the others at the least width that can hold them."""
+        chosen = {i: max(1, math.ceil(1.02 * self.least[i] / height)) for i in self.count}
+        return chosen | {self.layer: width}
+
+    def _try(self, height: int, width: int, wafers: int) -> tuple[float, list[Region] | None]:
+        """Cycles and placement with the repeated stage at height x width; infinite when it does not fit."""
+        chosen = self._narrow(height, width)
+        if height * width < self.least[self.layer] or self._pack(chosen, height, wafers) is None:
+            return math.inf, None
+        if not self._holds(self.layer, Grid(height, width)):
+            return math.inf, None
+        for i in self.count:
+            if i != self.layer and not self._widen(i, chosen, height, wafers):
+                return math.inf, None
+        cycles = sum(self._cycles(i, Grid(height, chosen[i])) * n for i, n in self.count.items())
+        return cycles, self._pack(chosen, height, wafers)
+
+    def _widen(self, i: int, chosen: dict[int, int], height: int, wafers: int) -> bool:
+        """Give a stage the width with the fewest cycles among those that still let everything fit."""
+        least, best = chosen[i], (math.inf, 0)
+        for factor in (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 4.5, 7.0, 10.0):
+            width = min(int(self.wafer.columns), math.ceil(least * factor))
+            trial = {**chosen, i: width}
+            if self._pack(trial, height, wafers) is None:
+                break
+            if self._holds(i, Grid(height, width)):
+                best = min(best, (self._cycles(i, Grid(height, width)), width))
+        if best[1] == 0:
+            return False
+        chosen[i] = best[1]
+        return True
+
+    def _pack(self, chosen: dict[int, int], height: int, wafers: int) -> list[Region] | None:
+        return snake([chosen[i] for i in self.like], height, self.wafer, wafers)
+
+    def _cycles(self, i: int, grid: Grid) -> float:
+        return self.programs[0].tile(i, grid, self.wafer).data_cost.cycles
+
+    def _holds(self, i: int, grid: Grid) -> bool:
+        return self.used(i, grid) <= self.wafer.sram_bytes
+
+    def used(self, i: int, grid: Grid) -> int:
+        """Bytes on the fullest PE of a stage, over all programs that share it."""
+        tiled = [p.tile(i, grid, self.wafer) for p in self.programs]
+        return max(map(stored_bytes, tiled)) + max(map(buffer_bytes, tiled))
+
+    def _too_large(self, needed: int, fewest: int | None) -> FitError:
+        total = sum(self.programs[0].stored(i) * n for i, n in self.count.items())
+        big = max(self.count, key=lambda i: self.least[i])
+        message = (
+            f"the program does not fit: {total / 1e9:.1f} GB of weights and state need at least {needed:,} PEs of "
+            f"{self.usable:,} usable bytes each; {self.limit or 'each'} {self.wafer.name} has {int(self.wafer.pes):,}."
+        )
+        if fewest is not None:
+            return FitError(f"{message} It is over by {needed - (self.limit or 1) * int(self.wafer.pes):,} PEs: give it wafers={fewest} or more.")
+        return FitError(
+            f"{message} The largest stage, '{self.stages[big].name}', alone needs {self.least[big]:,}; with buffers no "
+            f"region was found whose PEs stay within {int(self.wafer.sram_bytes):,} B. Use more wafers, a shorter context, "
+            f"a smaller batch or prefill chunk, or a smaller dtype."
+        )

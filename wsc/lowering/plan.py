@@ -1,0 +1,224 @@
+"""Plan: which equations form a stage, and which stages are the same.
+
+A transformer layer, told by the index in its weights' path, is a stage; embedding and head too. An equation without
+a weight runs where its operands are, or with its users when that moves no more data between stages. Weights,
+constants and control are repeated in every stage that uses them. Stages alike in all but their weights share one
+`Template`, so that 126 equal layers are planned once.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from wsc.lowering.jaxapi import Literal
+from wsc.lowering.normalize import Normal
+from wsc.lowering.roles import Roles, Weight
+
+SMALL = 0.02  # a stage with less than this share of the largest stage's weights joins its neighbour
+
+
+@dataclass
+class Stage:
+    """Equations of one stage: control, views of weights, then `data` in program order; `data` tells those on the critical path from views and control."""
+
+    name: str
+    eqns: list[Any] = field(default_factory=list)
+    data: list[bool] = field(default_factory=list)
+    entries: list[Any] = field(default_factory=list)  # activations from earlier stages or the host
+    exports: list[Any] = field(default_factory=list)  # activations for later stages
+    results: list[Any] = field(default_factory=list)  # activations for the host
+    weights: list[Any] = field(default_factory=list)
+    states: list[Any] = field(default_factory=list)
+    template: tuple = ()
+
+
+def plan_stages(normal: Normal, roles: Roles) -> list[Stage]:
+    """The stages of a program in the order data flows through them."""
+    eqns = normal.jaxpr.eqns
+    data = [i for i, e in enumerate(eqns) if not all(roles.flexible(v) for v in e.outvars)]
+    views = {v: i for i, e in enumerate(eqns) if all(roles.flexible(o) for o in e.outvars) for v in e.outvars}
+    used = [_weights_of(eqns[i], eqns, views, roles) for i in data]
+    names = _merge_small(used, roles)
+    names, place = _assign(eqns, data, used, names, roles)
+    _push_later(eqns, data, used, place, roles)
+    order = sorted(set(place))
+    renumber = {s: n for n, s in enumerate(order)}
+    stages = [Stage(names[s]) for s in order] or [Stage("program")]
+    _fill(stages, normal, roles, data, views, [renumber[p] for p in place])
+    return stages
+
+
+def stage_key(weight: Weight) -> str:
+    """The layer a weight belongs to: its path up to the first index, or its parent.
+
+    >>> stage_key(Weight("model.layers[3].attn.q.kernel", None, (), 2)), stage_key(Weight("params.h_3.w", None, (), 2))
+    ('layers[3]', 'h_3')
+    >>> stage_key(Weight("model.embed.embedding", None, (), 2)), stage_key(Weight("p.blocks.w", 7, (), 2))
+    ('embed', 'blocks[7]')
+    """
+    parts = re.findall(r"[^.\[\]]+|\[\d+\]", weight.path)
+    parts, leaf = parts[1:-1], parts[-1]
+    parts = parts[1:] if parts[:1] == ["params"] else parts
+    if weight.index is not None:
+        return f"{parts[0] if parts else leaf}[{weight.index}]"
+    for i, part in enumerate(parts):
+        if re.fullmatch(r"\[?\d+\]?", part):
+            return (".".join(parts[:i]) or "layer") + f"[{part.strip('[]')}]"
+        if re.search(r"\d$", part):
+            return ".".join(parts[: i + 1])
+    return ".".join(parts) or "program"
+
+
+def _weights_of(eqn, eqns, views, roles: Roles) -> list:
+    """The stored weights an equation reads, seen through views."""
+    found, todo = [], [a for a in eqn.invars if not isinstance(a, Literal)]
+    while todo:
+        v = todo.pop()
+        if v in roles.weights and (v not in views or roles.weights[v].index is not None):
+            found.append(v)
+        elif v in views:
+            todo += [a for a in eqns[views[v]].invars if not isinstance(a, Literal)]
+    return found
+
+
+def _merge_small(used: list[list], roles: Roles) -> dict:
+    """Stage key by weight; keys with few weights, such as a final norm, join the large one that is used next."""
+    keys = {v: stage_key(roles.weights[v]) for weights in used for v in weights}
+    sizes = dict.fromkeys(keys.values(), 0)
+    for v, key in keys.items():
+        sizes[key] += roles.weights[v].nbytes
+    large = {key for key, size in sizes.items() if size >= SMALL * max(sizes.values())}
+    uses = [keys[v] for weights in used for v in weights]
+    renamed: dict[str, str] = {}
+    for neighbour in (reversed(uses), uses):  # the next large one; at the end, the one before
+        nearest = None
+        for key in neighbour:
+            nearest = key if key in large else nearest
+            if nearest is not None:
+                renamed.setdefault(key, nearest)
+    return {v: renamed[key] for v, key in keys.items()}
+
+
+def _assign(eqns, data, used, names, roles: Roles) -> tuple[list[str], list[int]]:
+    """Stage names in order of first use, and the stage of every data equation: never before its operands'."""
+    labels: list[str] = []
+    latest: dict[str, int] = {}
+    stage_of: dict = {}
+    place = []
+    for i, weights in zip(data, used, strict=True):
+        eqn = eqns[i]
+        at = max((stage_of[a] for a in eqn.invars if not isinstance(a, Literal) and a in stage_of), default=0)
+        for v in weights:
+            key = names[v]
+            if key not in latest or latest[key] < at:  # first use, or a second use further on (tied weights)
+                again = key in latest
+                latest[key] = len(labels)
+                labels.append(f"{key} (again)" if again else key)
+            at = max(at, latest[key])
+        place.append(at)
+        stage_of.update((v, at) for v in eqn.outvars)
+    return labels or ["program"], place
+
+
+def _push_later(eqns, data, used, place: list[int], roles: Roles) -> None:
+    """Move weightless equations to their users' stage where their operands go there anyway or are no larger."""
+    maker = {v: n for n, i in enumerate(data) for v in eqns[i].outvars}
+    users: dict[int, list[int]] = {n: [] for n in range(len(data))}
+    for n, i in enumerate(data):
+        for a in eqns[i].invars:
+            if not isinstance(a, Literal) and a in maker:
+                users[maker[a]].append(n)
+    late = list(place)
+    for n in reversed(range(len(data))):
+        if not used[n] and users[n]:
+            late[n] = max(place[n], min(late[u] for u in users[n]))
+    for n, i in enumerate(data):
+        if late[n] == place[n]:
+            continue
+        operands = [maker[a] for a in eqns[i].invars if not isinstance(a, Literal) and a in maker]
+        states = any(not isinstance(a, Literal) and roles.of(a) == "state" for a in eqns[i].invars)
+        size = sum(v.aval.size for v in eqns[i].outvars)
+
+        def goes_along(m, n=n):
+            there = place[m] >= late[n]
+            anyway = any(place[u] >= late[n] for u in users[m] if u != n)
+            return there or anyway
+
+        fresh = [m for m in operands if not goes_along(m)]
+        small = len(set(fresh)) == 1 and sum(v.aval.size for v in eqns[data[fresh[0]]].outvars) <= size
+        if operands and not states and (not fresh or small):
+            place[n] = late[n]
+
+
+def _fill(stages: list[Stage], normal: Normal, roles: Roles, data, views, place) -> None:
+    eqns = normal.jaxpr.eqns
+    stage_of = {v: p for i, p in zip(data, place, strict=True) for v in eqns[i].outvars}
+    outputs = {v for v in normal.jaxpr.outvars if not isinstance(v, Literal)}
+    members: list[set[int]] = [set() for _ in stages]
+    for i, p in zip(data, place, strict=True):
+        members[p].add(i)
+    loose = [views[v] for v in outputs if v in views]
+    for s, indices in enumerate(members):
+        todo = [a for i in indices for a in eqns[i].invars]
+        todo += [v for i in (loose if s == 0 else []) for v in eqns[i].outvars]
+        while todo:
+            a = todo.pop()
+            if not isinstance(a, Literal) and a in views and views[a] not in indices:
+                indices.add(views[a])
+                todo += eqns[views[a]].invars
+    exported: list[dict] = [{} for _ in stages]
+    in_data = set(data)
+    for s, (stage, indices) in enumerate(zip(stages, members, strict=True)):
+        order = sorted(indices, key=lambda i: (i in in_data, roles.of(eqns[i].outvars[0]) == "weight", i))
+        stage.eqns = [eqns[i] for i in order]  # control first, as on the wafer; so equal layers read the same
+        stage.data = [i in in_data for i in order]
+        seen: dict = {}
+        for eqn in stage.eqns:
+            for a in eqn.invars:
+                if isinstance(a, Literal) or a in seen:
+                    continue
+                kind = seen[a] = roles.of(a)
+                if a in roles.weights and not (a in views and roles.weights[a].index is None):
+                    stage.weights.append(a)
+                elif kind == "activation" and stage_of.get(a, -1) != s:
+                    stage.entries.append(a)
+                    if a in stage_of:
+                        exported[stage_of[a]][a] = None
+                elif kind == "state" and a not in stage_of:
+                    stage.states.append(a)
+        made = (v for e, d in zip(stage.eqns, stage.data, strict=True) if d for v in e.outvars)
+        stage.results = [v for v in made if v in outputs and roles.of(v) != "state"]
+    for stage, found in zip(stages, exported, strict=True):
+        stage.exports = list(found)
+        stage.template = _signature(stage, roles)
+
+
+def _signature(stage: Stage, roles: Roles) -> tuple:
+    """Equal for stages that differ only in which weights and state they use."""
+    local: dict = {}
+    rows = []
+    for eqn in stage.eqns:
+        refs = []
+        for a in eqn.invars:
+            if isinstance(a, Literal):
+                refs.append(("literal", a.aval.str_short(), np.asarray(a.val).tobytes() if np.ndim(a.val) == 0 else id(a)))
+            else:
+                refs.append(local.setdefault(a, (len(local), roles.of(a), a.aval.shape, str(a.aval.dtype))))
+        for v in eqn.outvars:
+            local[v] = (len(local), roles.of(v), v.aval.shape, str(v.aval.dtype))
+        rows.append((eqn.primitive.name, _params(eqn), tuple(refs)))
+    ends = tuple(tuple(local[v][0] for v in vs) for vs in (stage.exports, stage.results))
+    return tuple(rows), ends
+
+
+def _params(eqn) -> tuple:
+    items = tuple(sorted(eqn.params.items(), key=lambda kv: kv[0]))
+    if eqn.primitive.name == "slice":  # which row of a stacked weight it is does not change the plan
+        items = tuple((k, v) for k, v in items if k not in ("start_indices", "limit_indices"))
+    try:
+        hash(items)
+    except TypeError:
+        return (repr(items),)
+    return items

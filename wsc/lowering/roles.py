@@ -1,0 +1,121 @@
+"""What every value is: weight, state, activation, constant or control. Told by following the data, not by position."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from wsc.lowering import jaxapi
+from wsc.lowering.jaxapi import Literal
+from wsc.lowering.normalize import Normal
+from wsc.lowering.rules.flexible import THROUGH
+
+UPDATES = {"dynamic_update_slice", "scatter", "scatter-add", "scatter_add"}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A stored weight: its path in the user's model, and which slice of a stacked array it is."""
+
+    path: str
+    index: int | None
+    shape: tuple[int, ...]
+    itemsize: int
+
+    @property
+    def name(self) -> str:
+        return self.path if self.index is None else f"{self.path}[{self.index}]"
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.itemsize
+
+
+@dataclass(frozen=True)
+class Roles:
+    """`kind` of every variable; `weights` are the stored ones by variable, `names` of the arguments by variable."""
+
+    kind: dict
+    weights: dict
+    names: dict
+
+    def of(self, atom) -> str:
+        return "constant" if isinstance(atom, Literal) else self.kind[atom]
+
+    def flexible(self, atom) -> bool:
+        """May lie in any way: its user decides."""
+        return self.of(atom) in ("weight", "constant", "control")
+
+
+def find_roles(normal: Normal, names: tuple[str, ...], weight_leaves: frozenset[int]) -> Roles:
+    """Kinds by one forward pass; the argument leaves in `weight_leaves` are weights."""
+    jaxpr = normal.jaxpr
+    kind: dict = {v: "constant" for v in jaxpr.constvars}
+    weights: dict = {}
+    states = _states(jaxpr, weight_leaves)
+    for i, v in enumerate(jaxpr.invars):
+        floating = np.issubdtype(_np_dtype(v.aval), np.inexact)
+        if i in weight_leaves and floating:
+            kind[v] = "weight"
+        elif i in states:
+            kind[v] = "state"
+        else:
+            kind[v] = "activation" if floating and v.aval.shape != () else "control"
+        if i in weight_leaves and not floating and v.aval.size > 1:
+            kind[v] = "weight"  # quantized
+        if kind[v] == "weight":
+            weights[v] = Weight(_clean(names[i]), None, tuple(v.aval.shape), v.aval.dtype.itemsize)
+    if not any(k in ("activation", "weight", "state") for k in kind.values()):
+        kind.update((v, "activation") for v in jaxpr.invars if v.aval.shape != ())
+
+    for eqn in jaxpr.eqns:
+        found = {"constant" if isinstance(a, Literal) else kind[a] for a in eqn.invars}
+        result = _result_kind(eqn, found, kind)
+        kind.update((v, result) for v in eqn.outvars)
+        if eqn.primitive.name == "slice" and eqn.invars[0] in weights and _is_row(eqn):
+            whole, out = weights[eqn.invars[0]], eqn.outvars[0]
+            start = eqn.params["start_indices"][0]
+            weights[out] = Weight(whole.path, start, tuple(out.aval.shape), whole.itemsize)
+    return Roles(kind, weights, dict(zip(jaxpr.invars, names, strict=True)))
+
+
+def _result_kind(eqn, found: set[str], kind: dict) -> str:
+    first = eqn.invars[0] if eqn.invars and not isinstance(eqn.invars[0], Literal) else None
+    if eqn.primitive.name in UPDATES and first is not None and kind[first] == "state":
+        return "state"
+    if found & {"activation", "state"}:
+        return "activation"
+    if "weight" in found:
+        return "weight" if eqn.primitive.name in THROUGH and "control" not in found else "activation"
+    return "control" if "control" in found else "constant"
+
+
+def _states(jaxpr, weight_leaves) -> set[int]:
+    """Arguments that come back as results after being written into, such as a KV cache."""
+    written = {v: i for i, v in enumerate(jaxpr.invars) if i not in weight_leaves and v.aval.shape != ()}
+    origin = dict(written)
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in UPDATES and not isinstance(eqn.invars[0], Literal) and eqn.invars[0] in origin:
+            origin[eqn.outvars[0]] = origin[eqn.invars[0]]
+    results = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    return {i for v, i in origin.items() if v in results and v not in written}
+
+
+def _is_row(eqn) -> bool:
+    """A slice that takes one index of the first dimension and all of the others."""
+    (source, out) = (eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape)
+    return len(source) > 1 and out[0] == 1 and source[1:] == out[1:]
+
+
+def _np_dtype(aval):
+    dtype = aval.dtype
+    if jaxapi.is_extended(dtype):
+        return np.dtype(np.uint32)
+    return np.float32 if str(dtype).startswith(("bfloat", "float")) else dtype
+
+
+def _clean(name: str) -> str:
+    """`model.layers[0].q.kernel.value` -> `model.layers[0].q.kernel`, `p['a']['b']` -> `p.a.b`."""
+    name = re.sub(r"\[<flat index \d+>\]|\.(value|raw_value|get_value\(\))$|\[\.\.\.\]$", "", name)
+    name = re.sub(r"\['([^']+)'\]", r".\1", name)
+    return name

@@ -1,0 +1,122 @@
+"""Matrix products: one operand stays where it is, the other comes to it, partial sums are all-reduced.
+
+With the moving operand's contracted dimension cut along axis a and whole along the other axis b, the stationary one
+lies `[K@a, M@b]`: every PE multiplies its pieces, the sums run along a, and the result lies along b. The next weight
+is then stored the other way round, so no transpose ever moves.
+"""
+
+import math
+
+from wsc.lowering.layout import Layout, all_reduce, nest, shared_out, strides, whole
+from wsc.lowering.rules.registry import Lowered, Op, Operand, Where, rule
+from wsc.machine.cost import cost
+from wsc.machine.steps import Compute, Step
+from wsc.machine.wafer import Wafer
+
+_STAYS = {"weight": 3, "state": 2, "constant": 1, "activation": 0, "control": 0}
+
+
+def stationary(lhs: Operand, rhs: Operand) -> int:
+    """0 or 1, the operand that stays: a weight before state before an activation, then the larger one."""
+    return 0 if (_STAYS[lhs.kind], lhs.size) > (_STAYS[rhs.kind], rhs.size) else 1
+
+
+@rule("dot_general")
+def dot_rule(op: Op, where: Where) -> Lowered:
+    stays = stationary(*op.ins)
+    still, moving = op.ins[stays], op.ins[1 - stays]
+    contract, batch = op.params["dimension_numbers"]
+    k_still, k_moving = tuple(contract[stays]), tuple(contract[1 - stays])
+    b_still, b_moving = tuple(batch[stays]), tuple(batch[1 - stays])
+    free_still = [d for d in range(still.rank) if d not in k_still + b_still]
+    free_moving = [d for d in range(moving.rank) if d not in k_moving + b_moving]
+
+    if still.layout is None:
+        still_at, moving_at = _lay_weight(still, moving, k_still, k_moving, b_still, b_moving, free_still, where)
+    else:
+        still_at = still.layout
+        moving_at = _come_to(still_at, moving, k_still, k_moving, b_still, b_moving, free_moving)
+
+    # Results: batch dimensions, then the free ones of lhs, then of rhs; each is cut as in the operand it comes from.
+    frees = [(still_at, free_still), (moving_at, free_moving)]
+    if stays == 1:
+        frees.reverse()
+    columns = [(still_at, d) for d in b_still] + [(at, d) for at, dims in frees for d in dims]
+    out_at = Layout(tuple(at.y[d] for at, d in columns), tuple(at.x[d] for at, d in columns))
+
+    out_shape = op.out_shapes[0]
+    local_still, local_moving = still_at.local(still.shape), moving_at.local(moving.shape)
+    tile = {
+        "b": math.prod(local_still[d] for d in b_still),
+        "k": math.prod(local_still[d] for d in k_still),
+        "n": math.prod(local_still[d] for d in free_still),
+        "m": math.prod(local_moving[d] for d in free_moving),
+    }
+    flops = 2 * math.prod(out_shape) * math.prod(still.shape[d] for d in k_still)
+    pes = min(where.grid.pes, still_at.parts.pes * still_at.copies(where.grid))
+    itemsize = max(still.itemsize, moving.itemsize)
+    steps: list[Step] = [_multiply(tile, flops, pes, itemsize, where.wafer)]
+    for axis in "xy":
+        participants, spacing = _line(still_at.along(axis), k_still, getattr(where.grid, axis))
+        size = out_at.size(out_shape)
+        steps += all_reduce(participants, spacing, size, op.out_itemsizes[0], where.grid, where.wafer)
+        if participants > 1 and any(still_at.along(axis)[d] > 1 for d in b_still):
+            out_at = shared_out(out_at, out_shape, axis, getattr(where.grid, axis))
+    ins = (still_at, moving_at) if stays == 0 else (moving_at, still_at)
+    return Lowered(ins, (out_at,), tuple(steps))
+
+
+def _lay_weight(still, moving, k_still, k_moving, b_still, b_moving, free_still, where: Where) -> tuple[Layout, Layout]:
+    """A weight is laid where the moving operand already is: contracted dimensions along its axis, the rest across."""
+    now = moving.laid()
+    axis = max("yx", key=lambda a: math.prod(now.along(a)[d] for d in k_moving))
+    other = "x" if axis == "y" else "y"
+    sizes = tuple(moving.shape[d] for d in k_moving)
+    parts = tuple(now.along(axis)[d] for d in k_moving)
+    if 2 * math.prod(parts) < min(getattr(where.grid, axis), math.prod(sizes)):
+        parts = nest(sizes, getattr(where.grid, axis))
+    across = [*b_still, *free_still]
+    across_parts = nest(tuple(still.shape[d] for d in across), getattr(where.grid, other))
+
+    along_k, along_other = [1] * still.rank, [1] * still.rank
+    for d, p in zip(k_still, parts, strict=True):
+        along_k[d] = p
+    for d, p in zip(across, across_parts, strict=True):
+        along_other[d] = p
+    still_at = whole(still.rank).with_axis(axis, along_k).with_axis(other, along_other)
+
+    moving_k, moving_other = [1] * moving.rank, [1] * moving.rank
+    for d, p in zip(k_moving, parts, strict=True):
+        moving_k[d] = p
+    for d, s in zip(b_moving, b_still, strict=True):
+        moving_other[d] = along_other[s]
+    return still_at, whole(moving.rank).with_axis(axis, moving_k).with_axis(other, moving_other)
+
+
+def _come_to(still_at: Layout, moving: Operand, k_still, k_moving, b_still, b_moving, free_moving) -> Layout:
+    """The layout in which a moving operand meets one that already lies somewhere. Its free dimensions keep their
+    cuts along an axis that the stationary operand does not use."""
+    wanted = whole(moving.rank)
+    for axis in "yx":
+        parts = [1] * moving.rank
+        for s, m in [*zip(k_still, k_moving, strict=True), *zip(b_still, b_moving, strict=True)]:
+            parts[m] = still_at.along(axis)[s]
+        if math.prod(still_at.along(axis)) == 1:
+            for d in free_moving:
+                parts[d] = moving.laid().along(axis)[d]
+        wanted = wanted.with_axis(axis, parts)
+    return wanted
+
+
+def _line(parts: tuple[int, ...], k_dims: tuple[int, ...], pes: int) -> tuple[int, int]:
+    """(participants, hops between neighbours) of the reduce along one axis."""
+    steps = strides(parts, pes)
+    spacing = min((steps[d] for d in k_dims if parts[d] > 1), default=1)
+    return math.prod(parts[d] for d in k_dims), spacing
+
+
+def _multiply(tile: dict[str, int], flops: int, pes: int, itemsize: int, wafer: Wafer) -> Compute:
+    """Multiply-accumulates of one PE as vector instructions, in the better of the loop orders."""
+    total = math.prod(tile.values())
+    orders = [Compute("fmac", total // tile[v], tile[v], itemsize, flops, pes) for v in "nkm"]
+    return min(orders, key=lambda step: cost(step, wafer).cycles)

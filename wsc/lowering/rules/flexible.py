@@ -1,0 +1,47 @@
+"""Values that may lie in any way: weights seen through renames, constants, and the control plane (masks, indices,
+positions). They lie as their user wants them, so layouts are pulled from the results back to the operands."""
+
+from wsc.lowering.layout import Layout, nest, whole
+from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR, beside
+from wsc.lowering.rules.shape import groups
+
+_ELEMENTWISE = {*VECTOR, *DIVIDE, *TRANSCENDENTAL, "integer_pow"}
+VIEWS = {"reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim", "slice"}
+# What a weight may go through and still be a stored weight; the arithmetic is done where it is used.
+THROUGH = VIEWS | _ELEMENTWISE
+
+
+def pull(name: str, params: dict, in_shapes: list[tuple[int, ...]], out_shape: tuple[int, ...], at: Layout) -> list[Layout]:
+    """The layouts of the operands of an op whose result is wanted as `at`."""
+    first = in_shapes[0] if in_shapes else ()
+    rest = [whole(len(s)) for s in in_shapes[1:]]
+    if name in _ELEMENTWISE:
+        return [beside(at, out_shape, s) for s in in_shapes]
+    if name == "transpose":
+        order = params["permutation"]
+        return [at.take(order.index(d) for d in range(len(order))), *rest]
+    if name == "squeeze":
+        kept = iter(range(len(out_shape)))
+        return [at.take(None if d in params["dimensions"] else next(kept) for d in range(len(first))), *rest]
+    if name == "expand_dims":
+        return [at.take(d for d in range(len(out_shape)) if d not in params["dimensions"]), *rest]
+    if name == "broadcast_in_dim":
+        dims = params["broadcast_dimensions"]
+        return [at.take(d if first[i] == out_shape[d] else None for i, d in enumerate(dims)), *rest]
+    if name == "reshape":
+        return [_pull_reshape(first, out_shape, at), *rest]
+    if len(first) == len(out_shape):  # slices, pads, scans: dimensions of unchanged size keep their cut
+        return [at.uncut(d for d in range(len(first)) if first[d] != out_shape[d]), *rest]
+    return [whole(len(s)) for s in in_shapes]
+
+
+def _pull_reshape(shape, out_shape, at: Layout) -> Layout:
+    parts = {"y": [1] * len(shape), "x": [1] * len(shape)}
+    for old, new in groups(shape, out_shape):
+        for axis in "yx":
+            total = 1
+            for d in new:
+                total *= at.along(axis)[d]
+            for d, p in zip(old, nest(tuple(shape[d] for d in old), total), strict=True):
+                parts[axis][d] = p
+    return Layout(tuple(parts["y"]), tuple(parts["x"]))

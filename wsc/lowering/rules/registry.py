@@ -1,0 +1,92 @@
+"""One rule per primitive: given where the operands lie, where they must lie, where the results lie, and the steps.
+
+A rule is a function `(op: Op, where: Where) -> Lowered`, registered under the primitive's name. It never moves
+operands itself: it names the layouts it wants, and the tiler adds the steps that bring them there.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from wsc.lowering.layout import Grid, Layout, lay, whole
+from wsc.machine.steps import Compute, Step
+from wsc.machine.wafer import Wafer
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An input of an op. `layout` is None while it may still lie in any way (weights, constants, control)."""
+
+    shape: tuple[int, ...]
+    itemsize: int
+    kind: str  # weight, state, activation, constant or control
+    layout: Layout | None
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    def laid(self) -> Layout:
+        """Its layout; a value that may lie in any way counts as whole."""
+        return whole(self.rank) if self.layout is None else self.layout
+
+
+@dataclass(frozen=True)
+class Op:
+    """One equation, as a rule sees it."""
+
+    name: str
+    params: dict[str, Any]
+    ins: tuple[Operand, ...]
+    out_shapes: tuple[tuple[int, ...], ...]
+    out_itemsizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Where:
+    """The region an op runs on."""
+
+    grid: Grid
+    wafer: Wafer
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What a rule decides: the layout wanted of each operand (None: any), those of the results, and the steps."""
+
+    ins: tuple[Layout | None, ...]
+    outs: tuple[Layout, ...]
+    steps: tuple[Step, ...]
+
+
+Rule = Callable[[Op, Where], Lowered]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str):
+    """Register a rule under the names of its primitives."""
+
+    def register(fn: Rule) -> Rule:
+        for name in names:
+            if name in RULES:
+                raise ValueError(f"two rules for '{name}'")
+            RULES[name] = fn
+        return fn
+
+    return register
+
+
+def default_layout(shape: tuple[int, ...], grid: Grid) -> Layout:
+    """Where a value lies that nothing else decides: its last dimension along `y`, as a stage's input does."""
+    return lay(shape, "y", [len(shape) - 1], grid.y) if shape else whole(0)
+
+
+def vector(layout: Layout, shape, itemsize: int, where: Where, kind: str = "vector", calls: int = 1, flops: int = 1) -> Compute:
+    """One instruction (or `calls`) over a PE's tile of an array; `flops` useful operations an element."""
+    pes = min(where.grid.pes, layout.parts.pes * layout.copies(where.grid))
+    return Compute(kind, calls, layout.size(shape), itemsize, flops * math.prod(shape), pes)

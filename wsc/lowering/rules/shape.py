@@ -1,0 +1,166 @@
+"""Primitives that rename or rearrange: free where every element stays on its PE, costed by the hops where not."""
+
+import math
+
+from wsc.lowering.layout import Layout, cut, exchange, nest, regroup, whole
+from wsc.lowering.rules.elementwise import main_layout
+from wsc.lowering.rules.registry import Lowered, Op, Where, rule, vector
+from wsc.machine.steps import Step
+
+
+def groups(shape: tuple[int, ...], new_shape: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Dimensions of a reshape that hold the same elements: smallest runs of equal product.
+
+    >>> groups((1, 4096), (1, 32, 128))
+    [([0], [0]), ([1], [1, 2])]
+    """
+    found, i, j = [], 0, 0
+    while i < len(shape) or j < len(new_shape):
+        old, new = [], []
+        a = b = 1
+        while (not old and not new) or a != b or (i < len(shape) and not old) or (j < len(new_shape) and not new):
+            if i < len(shape) and (a < b or not old):
+                a, i = a * shape[i], i + 1
+                old.append(i - 1)
+            else:
+                b, j = b * new_shape[j], j + 1
+                new.append(j - 1)
+        found.append((old, new))
+    return found
+
+
+@rule("reshape")
+def reshape_rule(op: Op, where: Where) -> Lowered:
+    operand, new_shape = op.ins[0], op.out_shapes[0]
+    at = operand.laid()
+    if math.prod(new_shape) == 0:
+        return Lowered((whole(operand.rank),), (whole(len(new_shape)),), ())
+    new_parts = {"y": [1] * len(new_shape), "x": [1] * len(new_shape)}
+    steps: list[Step] = []
+    for old, new in groups(operand.shape, new_shape):
+        for axis in "yx":
+            parts = tuple(at.along(axis)[d] for d in old)
+            if math.prod(parts) == 1:
+                continue
+            old_sizes, new_sizes = tuple(operand.shape[d] for d in old), tuple(new_shape[d] for d in new)
+            pes = getattr(where.grid, axis)
+            chosen = parts if old_sizes == new_sizes else nest(new_sizes, pes)
+            beside = math.prod(n for d, n in enumerate(at.local(operand.shape)) if d not in old)
+            steps += regroup(
+                old_sizes, parts, new_sizes, chosen, beside, axis, where.grid, operand.itemsize, where.wafer
+            )  # fmt: skip
+            for d, p in zip(new, chosen, strict=True):
+                new_parts[axis][d] = p
+    return Lowered((at,), (Layout(tuple(new_parts["y"]), tuple(new_parts["x"])),), tuple(steps))
+
+
+@rule("squeeze")
+def squeeze_rule(op: Op, where: Where) -> Lowered:
+    at = op.ins[0].laid()
+    gone = op.params["dimensions"]
+    return Lowered((at,), (at.take(d for d in range(op.ins[0].rank) if d not in gone),), ())
+
+
+@rule("expand_dims")
+def expand_dims_rule(op: Op, where: Where) -> Lowered:
+    at, old = op.ins[0].laid(), iter(range(op.ins[0].rank))
+    new = op.params["dimensions"]
+    return Lowered((at,), (at.take(None if d in new else next(old) for d in range(len(op.out_shapes[0]))),), ())
+
+
+@rule("transpose")
+def transpose_rule(op: Op, where: Where) -> Lowered:
+    """Free while the dimensions cut along an axis keep their order; else all but the outermost are put together."""
+    at, order = op.ins[0].laid(), op.params["permutation"]
+    for axis in "yx":
+        cut_dims = [d for d in order if at.along(axis)[d] > 1]
+        if cut_dims != sorted(cut_dims):
+            at = at.with_axis(axis, [p if d == min(cut_dims) else 1 for d, p in enumerate(at.along(axis))])
+    return Lowered((at,), (at.take(order),), ())
+
+
+@rule("broadcast_in_dim")
+def broadcast_rule(op: Op, where: Where) -> Lowered:
+    """New dimensions are whole on every PE: a copy is made only where a later op writes it."""
+    operand, at = op.ins[0], op.ins[0].laid()
+    source: list[int | None] = [None] * len(op.out_shapes[0])
+    for d, new in enumerate(op.params["broadcast_dimensions"]):
+        if operand.shape[d] == op.out_shapes[0][new]:
+            source[new] = d
+    return Lowered((at, *(whole(o.rank) for o in op.ins[1:])), (at.take(source),), ())
+
+
+def _slices(op: Op, where: Where, starts: list[tuple[int, ...]], stride: tuple[int, ...]) -> Lowered:
+    """Pieces of the operand, one a result; along a cut dimension the elements of a piece are spread anew."""
+    operand = op.ins[0]
+    at = operand.laid()
+    for shape in op.out_shapes:
+        at = at.uncut(d for d in range(operand.rank) if shape[d] != operand.shape[d] and at.y[d] > 1 and at.x[d] > 1)
+    outs, steps = [], []
+    for start, shape in zip(starts, op.out_shapes, strict=True):
+        shorter = [d for d in range(operand.rank) if shape[d] != operand.shape[d]]
+        out_at = at
+        for axis in "yx":
+            before = at.along(axis)
+            if all(before[d] == 1 for d in shorter):
+                continue
+            parts = tuple(cut(shape[d], p) if d in shorter else p for d, p in enumerate(before))
+            out_at = out_at.with_axis(axis, parts)
+            beside = math.prod(n for d, n in enumerate(out_at.local(shape)) if parts[d] == 1 and before[d] == 1)
+            source = (operand.shape, before)
+            steps += exchange(shape, source, parts, start, stride, beside, axis, where.grid, operand.itemsize, where.wafer)
+        outs.append(out_at)
+    return Lowered((at,), tuple(outs), tuple(steps))
+
+
+@rule("slice")
+def slice_rule(op: Op, where: Where) -> Lowered:
+    rank = op.ins[0].rank
+    return _slices(op, where, [tuple(op.params["start_indices"])], tuple(op.params["strides"] or (1,) * rank))
+
+
+@rule("split")
+def split_rule(op: Op, where: Where) -> Lowered:
+    rank, dim = op.ins[0].rank, op.params["axis"]
+    begins = [sum(op.params["sizes"][:i]) for i in range(len(op.params["sizes"]))]
+    return _slices(op, where, [tuple(b if d == dim else 0 for d in range(rank)) for b in begins], (1,) * rank)
+
+
+@rule("concatenate")
+def concatenate_rule(op: Op, where: Where) -> Lowered:
+    dim, shape = op.params["dimension"], op.out_shapes[0]
+    laid = [o.layout for o in op.ins if o.layout is not None]
+    at = max(laid, key=lambda a: a.parts.pes, default=whole(len(shape)))
+    steps: list[Step] = []
+    out_at = at
+    for axis in "yx":
+        if at.along(axis)[dim] == 1:
+            continue
+        inner = math.prod(at.along(axis)[dim + 1 :])
+        outer = math.prod(at.along(axis)[:dim])
+        parts = list(at.along(axis))
+        parts[dim] = cut(shape[dim], max(1, getattr(where.grid, axis) // (inner * outer)))
+        out_at = out_at.with_axis(axis, parts)
+        beside = math.prod(n for d, n in enumerate(out_at.local(shape)) if parts[d] == 1 and at.along(axis)[d] == 1)
+        begin = 0
+        for o in op.ins:  # seen from the whole: where each element of this operand goes
+            offset = tuple(begin if d == dim else 0 for d in range(len(shape)))
+            steps += _spread(o.shape, at.along(axis), shape, tuple(parts), offset, beside, axis, where, o.itemsize)
+            begin += o.shape[dim]
+    copy = vector(out_at, shape, op.out_itemsizes[0], where, flops=0)
+    return Lowered((at,) * len(op.ins), (out_at,), (*steps, copy))
+
+
+def _spread(shape, parts, new_shape, new_parts, offset, beside, axis, where: Where, itemsize) -> list[Step]:
+    """The exchange of a slice, run backwards: hops and loads are the same both ways."""
+    one = (1,) * len(shape)
+    return exchange(shape, (new_shape, new_parts), parts, offset, one, beside, axis, where.grid, itemsize, where.wafer)
+
+
+@rule("stack")
+def stack_rule(op: Op, where: Where) -> Lowered:
+    shape, dim = op.out_shapes[0], op.params["axis"]
+    at = main_layout(op.ins, op.ins[0].shape, where)
+    old = iter(range(len(shape) - 1))
+    out_at = at.take(None if d == dim else next(old) for d in range(len(shape)))
+    return Lowered((at,) * len(op.ins), (out_at,), (vector(out_at, shape, op.out_itemsizes[0], where, flops=0),))

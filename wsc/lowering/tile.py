@@ -1,0 +1,217 @@
+"""Tile: every op of a stage gets operand layouts, result layouts and the steps that run it, for one region size.
+
+Data flows forward: each rule is asked where its operands must lie, and steps are added that bring them there.
+Weights, constants and control lie as their users want them: their layouts are pulled backwards afterwards.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from wsc.errors import UnsupportedError
+from wsc.lowering import jaxapi
+from wsc.lowering.jaxapi import Literal
+from wsc.lowering.layout import Grid, Layout, relayout, whole
+from wsc.lowering.plan import Stage
+from wsc.lowering.roles import Roles
+from wsc.lowering.rules import RULES, Op, Operand, Where
+from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR
+from wsc.lowering.rules.flexible import VIEWS, pull
+from wsc.lowering.rules.registry import default_layout, vector
+from wsc.machine.cost import Cost, cost
+from wsc.machine.steps import Step
+from wsc.machine.wafer import Wafer
+
+
+@dataclass(frozen=True)
+class TiledOp:
+    """One equation on a region. `control` ops depend on no activation and run before the stage's input arrives."""
+
+    ins: tuple[Layout | None, ...]
+    outs: tuple[Layout | None, ...]
+    steps: tuple[Step, ...]
+    control: bool = False
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One array kept on the PEs of a region: `nbytes` of it on each PE that holds any."""
+
+    position: int  # in the stage's list of weights or states
+    layout: Layout
+    shape: tuple[int, ...]
+    itemsize: int
+
+    def tile_bytes(self, align: int) -> int:
+        return -(-self.layout.size(self.shape) * self.itemsize // align) * align
+
+
+@dataclass
+class TiledStage:
+    """A stage tiled for one region size; shared by all stages of the same template."""
+
+    grid: Grid
+    wafer: Wafer
+    ops: list[TiledOp]
+    weights: list[Stored]
+    states: list[Stored]
+    buffers: list[tuple[int, int, int]] = field(default_factory=list)  # (bytes, first use, last use) by op position
+
+    @cached_property
+    def data_cost(self) -> Cost:
+        """On the critical path: from the stage's input to its output."""
+        return sum((cost(s, self.wafer) for op in self.ops if not op.control for s in op.steps), Cost())
+
+    @cached_property
+    def control_cost(self) -> Cost:
+        return sum((cost(s, self.wafer) for op in self.ops if op.control for s in op.steps), Cost())
+
+
+def tile_stage(stage: Stage, roles: Roles, grid: Grid, wafer: Wafer) -> TiledStage:
+    """Tile a stage onto a region of `grid` PEs."""
+    return _Tiler(stage, roles, Where(grid, wafer)).run()
+
+
+class _Tiler:
+    def __init__(self, stage: Stage, roles: Roles, where: Where):
+        self.stage, self.roles, self.where = stage, roles, where
+        self.at: dict[Any, Layout] = {}  # where activations and state lie
+        self.wanted: dict[Any, dict[Layout, None]] = {}  # the layouts that users want of flexible values
+        self.came: set = set()  # (value, layout) already brought about
+        self.ops: list[TiledOp | None] = [None] * len(stage.eqns)
+
+    def run(self) -> TiledStage:
+        for v in self.stage.entries:
+            self.at[v] = default_layout(v.aval.shape, self.where.grid)
+        for n, eqn in enumerate(self.stage.eqns):
+            if self.stage.data[n]:
+                self.ops[n] = self._data_op(eqn)
+        for n in reversed(range(len(self.stage.eqns))):
+            if not self.stage.data[n]:
+                self.ops[n] = self._flexible_op(self.stage.eqns[n])
+        ops = [op for op in self.ops if op is not None]
+        self._lay_exports(ops)
+        weights = [s for p, v in enumerate(self.stage.weights) for s in self._stored(p, v)]
+        states = [
+            Stored(p, self.at.get(v) or default_layout(v.aval.shape, self.where.grid), v.aval.shape, v.aval.dtype.itemsize)
+            for p, v in enumerate(self.stage.states)
+        ]
+        tiled = TiledStage(self.where.grid, self.where.wafer, ops, weights, states)
+        tiled.buffers = self._buffers()
+        return tiled
+
+    def _data_op(self, eqn) -> TiledOp:
+        op = self._as_op(eqn)
+        if op.name not in RULES:
+            raise UnsupportedError(_no_rule(eqn, self.stage.name))
+        lowered = RULES[op.name](op, self.where)
+        steps: list[Step] = []
+        for atom, operand, want in zip(eqn.invars, op.ins, lowered.ins, strict=True):
+            if isinstance(atom, Literal) or want is None:
+                continue
+            if self.roles.flexible(atom):
+                self.wanted.setdefault(atom, {})[want] = None
+            elif operand.layout is None:
+                self.at[atom] = want  # state, at its first use
+            elif operand.layout != want and (atom, want) not in self.came:
+                self.came.add((atom, want))
+                steps += relayout(operand.shape, operand.itemsize, operand.layout, want, self.where.grid, self.where.wafer)
+        for v, layout in zip(eqn.outvars, lowered.outs, strict=True):
+            self.at[v] = layout
+        return TiledOp(lowered.ins, lowered.outs, (*steps, *lowered.steps))
+
+    def _as_op(self, eqn) -> Op:
+        ins = []
+        for a in eqn.invars:
+            shape, itemsize = tuple(a.aval.shape), _itemsize(a.aval)
+            layout = None if isinstance(a, Literal) else self.at.get(a)
+            ins.append(Operand(shape, itemsize, self.roles.of(a), layout))
+        outs = [v.aval for v in eqn.outvars]
+        return Op(
+            eqn.primitive.name, eqn.params, tuple(ins), tuple(tuple(o.shape) for o in outs), tuple(map(_itemsize, outs))
+        )
+
+    def _flexible_op(self, eqn) -> TiledOp:
+        """A view of a weight, or control: laid as its users want it, worked out once for each such layout."""
+        name = eqn.primitive.name
+        stored = eqn.outvars[0] in self.roles.weights  # a row of a stacked weight is stored as it is used
+        steps: list[Step] = []
+        layouts: list[Layout] = []
+        in_shapes = [tuple(a.aval.shape) for a in eqn.invars]
+        for v in eqn.outvars:
+            shape = tuple(v.aval.shape)
+            for layout in self.wanted.get(v, {whole(len(shape)): None}):
+                layouts.append(layout)
+                for a, want in zip(eqn.invars, pull(name, eqn.params, in_shapes, shape, layout), strict=True):
+                    if not isinstance(a, Literal) and not stored:
+                        self.wanted.setdefault(a, {})[want] = None
+                if name not in VIEWS and not stored:
+                    kind = "transcendental" if name in TRANSCENDENTAL else "divide" if name in DIVIDE else "vector"
+                    steps.append(vector(layout, shape, _itemsize(v.aval), self.where, kind, flops=int(name in VECTOR)))
+        control = self.roles.of(eqn.outvars[0]) != "weight"
+        outs = tuple(next(iter(self.wanted.get(v, {None: None}))) for v in eqn.outvars)
+        return TiledOp(tuple(None for _ in eqn.invars), outs, tuple(steps), control)
+
+    def _lay_exports(self, ops: list[TiledOp]) -> None:
+        """What leaves the stage is brought into the layout in which the next one expects it."""
+        maker = {v: n for n, e in enumerate(self.stage.eqns) for v in e.outvars}
+        for v in self.stage.exports:
+            shape, n = tuple(v.aval.shape), maker[v]
+            want = default_layout(shape, self.where.grid)
+            steps = relayout(shape, _itemsize(v.aval), self.at[v], want, self.where.grid, self.where.wafer)
+            op = ops[n]
+            ops[n] = TiledOp(op.ins, op.outs, (*op.steps, *steps), op.control)
+
+    def _stored(self, position: int, v) -> list[Stored]:
+        shape, itemsize = tuple(v.aval.shape), _itemsize(v.aval)
+        layouts = self.wanted.get(v) or {default_layout(shape, self.where.grid): None}
+        return [Stored(position, layout, shape, itemsize) for layout in layouts]
+
+    def _buffers(self) -> list[tuple[int, int, int]]:
+        """Bytes a PE of every value computed in the stage, from the op that makes it to the last that reads it.
+        Renames share their operand's bytes; state is updated in place."""
+        root: dict = {}
+        last: dict = {}
+        first = {v: 0 for v in self.stage.entries}
+        for n, eqn in enumerate(self.stage.eqns):
+            operands = [root.get(a, a) for a in eqn.invars if not isinstance(a, Literal)]
+            last.update((a, n) for a in operands)
+            for v in eqn.outvars:
+                same = eqn.primitive.name in VIEWS or self.roles.of(v) == "state"
+                if same and operands:
+                    root[v] = operands[0]
+                elif self.stage.data[n] or self.roles.of(v) == "control":
+                    first[v] = n
+                last[root.get(v, v)] = n
+        end = len(self.stage.eqns)
+        last.update((root.get(v, v), end) for v in (*self.stage.exports, *self.stage.results))
+        found = []
+        for v, n in first.items():
+            layouts = [self.at[v]] if v in self.at else list(self.wanted.get(v, ()))
+            for layout in layouts:
+                nbytes = layout.size(tuple(v.aval.shape)) * _itemsize(v.aval)
+                align = self.where.wafer.align_bytes
+                found.append((-(-nbytes // align) * align, n, last.get(v, n)))
+        for v, layout in self.came:  # copies brought into another layout for one op
+            users = [n for n, e in enumerate(self.stage.eqns) if v in e.invars]
+            nbytes = layout.size(tuple(v.aval.shape)) * _itemsize(v.aval)
+            align = self.where.wafer.align_bytes
+            found.append((-(-nbytes // align) * align, min(users), max(users)))
+        return found
+
+
+def _itemsize(aval) -> int:
+    return 8 if jaxapi.is_extended(aval.dtype) else np.dtype(aval.dtype).itemsize
+
+
+def _no_rule(eqn, stage: str) -> str:
+    shapes = ", ".join(a.aval.str_short() for a in eqn.invars)
+    scope = jaxapi.scope(eqn)
+    return (
+        f"no rule for primitive '{eqn.primitive.name}' ({shapes}) in stage '{stage}'"
+        f"{f', scope {scope!r}' if scope else ''}, from {jaxapi.source_line(eqn)}. wsc gives every op a cost or none of "
+        f"them: write it with supported primitives, keep it outside the compiled function, or register a rule with "
+        f"wsc.lowering.rules.rule('{eqn.primitive.name}')."
+    )

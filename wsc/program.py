@@ -1,0 +1,167 @@
+"""What was decided: regions, memory maps and placed ops. Immutable values that print, compare and can be read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from wsc.lowering.layout import Grid, Layout
+from wsc.machine.steps import Step
+from wsc.machine.wafer import Wafer
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle of PEs: `height` rows from `y` and `width` columns from `x` on wafer number `wafer`."""
+
+    wafer: int
+    y: int
+    x: int
+    height: int
+    width: int
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.height, self.width)
+
+    @property
+    def pes(self) -> int:
+        return self.height * self.width
+
+    def overlaps(self, other: "Region") -> bool:
+        return self.wafer == other.wafer and self._gap(other, 0) < 0 and self._gap(other, 1) < 0
+
+    def touches(self, other: "Region") -> bool:
+        """They share an edge, or are the ends of two neighbouring wafers."""
+        if self.wafer != other.wafer:
+            return abs(self.wafer - other.wafer) == 1
+        gaps = sorted((self._gap(other, 0), self._gap(other, 1)))
+        return gaps[0] < 0 and gaps[1] == 0
+
+    def _gap(self, other: "Region", axis: int) -> int:
+        """PEs between the two along an axis; negative when they overlap there."""
+        a, b = ((r.y, r.y + r.height) if axis == 0 else (r.x, r.x + r.width) for r in (self, other))
+        return max(a[0], b[0]) - min(a[1], b[1])
+
+    def __str__(self) -> str:
+        return f"wafer {self.wafer} [{self.y}:{self.y + self.height}, {self.x}:{self.x + self.width}]"
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """`nbytes` from `offset` in the SRAM of every PE of a region. Kinds: code, weight, state, constant, buffer."""
+
+    kind: str
+    name: str
+    offset: int
+    nbytes: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.nbytes
+
+
+@dataclass(frozen=True)
+class PlacedWeight:
+    """A weight on a region: how it lies, how many PEs hold each element, and the bytes all its tiles take."""
+
+    name: str
+    layout: Layout
+    shape: tuple[int, ...]
+    nbytes: int  # of the weight itself
+    copies: int
+    stored_bytes: int  # over all PEs, padding included
+
+    @property
+    def padding_bytes(self) -> int:
+        return self.stored_bytes - self.nbytes * self.copies
+
+
+@dataclass(frozen=True)
+class PlacedOp:
+    """One equation where it runs: operand and result layouts, steps, the weights it reads, the user's source line."""
+
+    eqn: Any
+    ins: tuple[Layout | None, ...]
+    outs: tuple[Layout | None, ...]
+    steps: tuple[Step, ...]
+    control: bool
+    weights: tuple[str, ...]
+    source: str
+
+    @property
+    def name(self) -> str:
+        return self.eqn.primitive.name
+
+
+@dataclass(frozen=True)
+class PlacedStage:
+    """A stage on its region. `arrivals` are (value, stage it comes from or None for the host, steps that bring it)."""
+
+    name: str
+    region: Region
+    ops: tuple[PlacedOp, ...]
+    weights: tuple[PlacedWeight, ...]
+    memory: tuple[Allocation, ...]
+    arrivals: tuple[tuple[Any, int | None, tuple[Step, ...]], ...]
+    departures: tuple[Step, ...]  # to the host
+    template: int  # stages of the same number are the same plan
+
+    @property
+    def used_bytes(self) -> int:
+        """SRAM in use on the fullest PE."""
+        return max(a.end for a in self.memory)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A normalized jaxpr and where every equation of it runs."""
+
+    jaxpr: Any
+    consts: tuple
+    wafer: Wafer
+    wafers: int
+    stages: tuple[PlacedStage, ...]
+    conditions: str  # what figures hold for: batch, context, precision
+
+    def ops(self) -> Iterator[tuple[PlacedStage, PlacedOp]]:
+        """Every placed op with its stage, in order."""
+        for stage in self.stages:
+            for op in stage.ops:
+                yield stage, op
+
+    @property
+    def layer(self) -> PlacedStage:
+        """The stage that is repeated most, the first of its kind; of a transformer, a layer."""
+        counts = [s.template for s in self.stages]
+        return max(self.stages, key=lambda s: (counts.count(s.template), sum(w.nbytes for w in s.weights)))
+
+    def as_text(self) -> str:
+        """One line a stage, then the ops of each distinct stage once: layouts and steps."""
+        lines = [f"program on {self.wafers} x {self.wafer.name}, {self.conditions}"]
+        shown: set[int] = set()
+        for i, stage in enumerate(self.stages):
+            lines.append(f"stage {i} {stage.name} on {stage.region}, {stage.used_bytes:,} of {self.wafer.sram_bytes:,} B a PE")
+            if stage.template in shown:
+                lines.append("  as the first of its kind above")
+                continue
+            shown.add(stage.template)
+            lines += [f"  {a.offset:6d}..{a.end:<6d} {a.kind} {a.name}" for a in stage.memory]
+            lines += [f"  {_op_text(op)}" for op in stage.ops if op.steps or op.weights]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.as_text()
+
+    def __repr__(self) -> str:
+        pes = sum(s.region.pes for s in self.stages)
+        return f"<Program: {len(self.stages)} stages on {pes:,} PEs of {self.wafers} x {self.wafer.name}, {self.conditions}>"
+
+
+def _op_text(op: PlacedOp) -> str:
+    operands = ", ".join(
+        f"{a.aval.str_short()}{layout or ''}" for a, layout in zip(op.eqn.invars, op.ins, strict=True)
+    )
+    results = ", ".join(f"{v.aval.str_short()}{layout or ''}" for v, layout in zip(op.eqn.outvars, op.outs, strict=True))
+    named = f" <{', '.join(op.weights)}>" if op.weights else ""
+    steps = "; ".join(map(repr, op.steps))
+    return f"{op.name}{named}({operands}) -> {results}{' control' if op.control else ''} | {steps}"

@@ -1,0 +1,122 @@
+"""The reference interpreter: what a placed program means, PE by PE, in plain numpy loops. Slow and obvious.
+
+For every matrix product and sum, operands are cut into the tiles that the layouts say, each PE works on its own
+tiles only, and partial sums hop from PE to PE in the order that the reduce names. All other ops are element-wise or
+renames, which no placement changes; they run as JAX runs them. `wsc.runtime.execute` is tested against this.
+"""
+
+import itertools
+import math
+
+import numpy as np
+
+from wsc.lowering import jaxapi
+from wsc.lowering.jaxapi import Literal
+from wsc.lowering.layout import Layout
+from wsc.machine.collectives import group_size
+from wsc.machine.steps import AllReduce
+from wsc.program import PlacedOp, Program
+
+
+def interpret(program: Program, *flat) -> list[np.ndarray]:
+    """Run a placed program on flat inputs; returns flat outputs."""
+    env = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
+    env.update(zip(program.jaxpr.invars, flat, strict=True))
+    placed = {id(op.eqn): op for _, op in program.ops()}
+    for eqn in program.jaxpr.eqns:
+        values = [np.asarray(a.val if isinstance(a, Literal) else env[a]) for a in eqn.invars]
+        op = placed[id(eqn)]
+        if eqn.primitive.name == "dot_general" and not op.control:
+            results = [_dot(op, *values)]
+        elif eqn.primitive.name == "reduce_sum" and not op.control:
+            results = [_sum(op, values[0])]
+        else:
+            results = jaxapi.bind(eqn, values)
+        env.update(zip(eqn.outvars, results, strict=True))
+    return [np.asarray(a.val if isinstance(a, Literal) else env[a]) for a in program.jaxpr.outvars]
+
+
+def reduce_line(values: list[np.ndarray], algorithm: str) -> np.ndarray:
+    """The sum that reaches the first PE of a line, hop by hop."""
+    held = list(values)
+    if algorithm == "chain":
+        for pe in range(len(held) - 1, 0, -1):
+            held[pe - 1] = held[pe - 1] + held[pe]
+    elif algorithm == "tree":
+        distance = 1
+        while distance < len(held):
+            for pe in range(0, len(held) - distance, 2 * distance):
+                held[pe] = held[pe] + held[pe + distance]
+            distance *= 2
+    elif algorithm == "two_phase":
+        size = group_size(len(held))
+        firsts = [reduce_line(held[i : i + size], "chain") for i in range(0, len(held), size)]
+        return reduce_line(firsts, "chain")
+    return held[0]
+
+
+def _tiles(layout: Layout, shape: tuple[int, ...], dims: tuple[int, ...], axis: str) -> list[tuple[int, ...]]:
+    """Part numbers of `dims` on every PE of a line, in the order in which the PEs stand."""
+    return list(itertools.product(*(range(layout.along(axis)[d]) for d in dims)))
+
+
+def _piece(n: int, layout: Layout, d: int, y: int, x: int) -> slice:
+    """The indices of part (y, x) of a dimension of n elements."""
+    tile = -(-n // (layout.y[d] * layout.x[d]))
+    start = min(n, (y * layout.x[d] + x) * tile)
+    return slice(start, min(n, start + tile))
+
+
+def _reduces(op: PlacedOp, layout: Layout, dims: tuple[int, ...]) -> dict[str, str]:
+    lines = [axis for axis in "xy" if math.prod(layout.along(axis)[d] for d in dims) > 1]
+    steps = [s.algorithm for s in op.steps if isinstance(s, AllReduce)]
+    return dict(zip(lines, steps, strict=True))
+
+
+def _over_pes(op: PlacedOp, layout: Layout, shape, dims, work) -> np.ndarray:
+    """`work(pieces)` on every PE along both axes, summed along x, then along y."""
+    reduces = _reduces(op, layout, dims)
+    rows = []
+    for ys in _tiles(layout, shape, dims, "y"):
+        columns = []
+        for xs in _tiles(layout, shape, dims, "x"):
+            pieces = {d: _piece(shape[d], layout, d, y, x) for d, y, x in zip(dims, ys, xs, strict=True)}
+            columns.append(work(pieces))
+        rows.append(reduce_line(columns, reduces.get("x", "chain")))
+    return reduce_line(rows, reduces.get("y", "chain"))
+
+
+def _dot(op: PlacedOp, lhs: np.ndarray, rhs: np.ndarray) -> np.ndarray:
+    (k_lhs, k_rhs), (b_lhs, b_rhs) = op.eqn.params["dimension_numbers"]
+    at = op.ins[0]
+    assert at is not None
+    dtype = op.eqn.outvars[0].aval.dtype
+    letters = iter("abcdefghijklmnopqrstuvwxyz")
+    left, right = [""] * lhs.ndim, [""] * rhs.ndim
+    for a, b in [*zip(b_lhs, b_rhs, strict=True), *zip(k_lhs, k_rhs, strict=True)]:
+        left[a] = right[b] = next(letters)
+    for names in (left, right):
+        names[:] = [c or next(letters) for c in names]
+    batch = [left[d] for d in b_lhs]
+    shared = {*batch, *(left[d] for d in k_lhs)}
+    out = batch + [c for c in left if c not in shared] + [c for c in right if c not in shared]
+    formula = f"{''.join(left)},{''.join(right)}->{''.join(out)}"
+
+    def work(pieces: dict[int, slice]) -> np.ndarray:
+        mine = lhs[tuple(pieces.get(d, slice(None)) for d in range(lhs.ndim))]
+        other = {b: pieces[a] for a, b in zip(k_lhs, k_rhs, strict=True)}
+        theirs = rhs[tuple(other.get(d, slice(None)) for d in range(rhs.ndim))]
+        return np.einsum(formula, mine.astype(dtype), theirs.astype(dtype))
+
+    return _over_pes(op, at, lhs.shape, tuple(k_lhs), work).astype(dtype)
+
+
+def _sum(op: PlacedOp, array: np.ndarray) -> np.ndarray:
+    at, axes = op.ins[0], tuple(op.eqn.params["axes"])
+    assert at is not None
+
+    def work(pieces: dict[int, slice]) -> np.ndarray:
+        mine = array[tuple(pieces.get(d, slice(None)) for d in range(array.ndim))]
+        return mine.sum(axis=axes, dtype=array.dtype)
+
+    return _over_pes(op, at, array.shape, axes, work)

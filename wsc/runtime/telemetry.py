@@ -1,0 +1,147 @@
+"""Telemetry: what the wafer did, per op, per stage and in all. Read off the steps of a placed program."""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+
+from wsc.machine.cost import Cost, cost, energy_joules
+from wsc.machine.steps import Step
+from wsc.machine.wafer import Wafer
+from wsc.program import PlacedOp, PlacedStage, Program
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """When a stage works, in cycles from the start: input there, control ready, output there."""
+
+    arrival: float
+    control: float
+    start: float
+    finish: float
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """The modelled work of one run of `program`. Cycles are modelled for `program.wafer`; see `program.conditions`."""
+
+    program: Program
+
+    @cached_property
+    def times(self) -> tuple[StageTimes, ...]:
+        """Stages start when their inputs are there; control needs no activation and is worked out while they wait."""
+        found: list[StageTimes] = []
+        for stage in self.program.stages:
+            arrival = 0.0
+            for _, source, steps in stage.arrivals:
+                ready = found[source].finish if source is not None else 0.0
+                arrival = max(arrival, ready + self.of(steps).cycles)
+            control = self._part(stage, True).cycles
+            start = max(arrival, control)
+            finish = start + self._part(stage, False).cycles
+            found.append(StageTimes(arrival, control, start, finish))
+        return tuple(found)
+
+    @cached_property
+    def cycles(self) -> float:
+        """From the host's input to the last result back at the host."""
+        ends = [t.finish + self.of(s.departures).cycles for t, s in zip(self.times, self.program.stages, strict=True)]
+        return max(ends)
+
+    @cached_property
+    def total(self) -> Cost:
+        """All work of all stages; its cycles are summed work, not the time on the critical path."""
+        return sum(self.stages, Cost())
+
+    @cached_property
+    def stages(self) -> tuple[Cost, ...]:
+        """Work per stage: its ops, control included, and the moves that bring its input."""
+        return tuple(
+            self._part(s, False) + self._part(s, True) + self.moves(i) for i, s in enumerate(self.program.stages)
+        )
+
+    @cached_property
+    def path(self) -> Cost:
+        """The critical path by cause: data ops and moves, plus the waits for control as overhead."""
+        waits = sum(t.start - t.arrival for t in self.times)
+        parts = [self._part(s, False) + self.moves(i) for i, s in enumerate(self.program.stages)]
+        return sum(parts, Cost(overhead=waits))
+
+    def moves(self, i: int) -> Cost:
+        """Bringing the input of stage i, and its results to the host."""
+        stage = self.program.stages[i]
+        return sum((self.of(steps) for _, _, steps in stage.arrivals), self.of(stage.departures))
+
+    def of(self, what: tuple[Step, ...] | PlacedOp) -> Cost:
+        """The cost of steps, or of one placed op."""
+        steps = what.steps if isinstance(what, PlacedOp) else what
+        return sum((cost(s, self.program.wafer) for s in steps), Cost())
+
+    def ops(self) -> list[dict]:
+        """One row an op that does work: stage, primitive, weights, source line, cycles by cause, bytes, hops."""
+        rows = []
+        for stage, op in self.program.ops():
+            if op.steps:
+                found = self.of(op)
+                row = {"stage": stage.name, "op": op.name, "weights": list(op.weights), "source": op.source}
+                rows.append(row | {"control": op.control, "cycles": found.cycles} | dataclasses.asdict(found))
+        return rows
+
+    @cached_property
+    def _by_template(self) -> dict:
+        return {}
+
+    def _part(self, stage: PlacedStage, control: bool) -> Cost:
+        key = (stage.template, control)
+        if key not in self._by_template:
+            self._by_template[key] = sum((self.of(op) for op in stage.ops if op.control == control), Cost())
+        return self._by_template[key]
+
+    @property
+    def wafer(self) -> Wafer:
+        return self.program.wafer
+
+    @cached_property
+    def seconds(self) -> float:
+        """Modelled time of one run on the wafer."""
+        return self.cycles / self.wafer.clock_hz
+
+    @cached_property
+    def energy(self) -> dict[str, float]:
+        """Joules by cause; idle power of every wafer over the whole run."""
+        timed = dataclasses.replace(self.total, latency=self.cycles, serial=0, arithmetic=0, overhead=0, links=0)
+        return energy_joules(timed, self.wafer, self.program.wafers)
+
+    def as_dict(self) -> dict[str, float]:
+        """A flat dict with JAX's keys where they mean the same (`flops`, `bytes accessed`) and the wafer's own."""
+        total, path = self.total, self.path
+        layer = self.program.layer
+        return {
+            "flops": total.flops,
+            "bytes accessed": total.sram_bytes,
+            "cycles": self.cycles,
+            "cycles_per_layer": self._part(layer, False).cycles,
+            "seconds": self.seconds,
+            "tokens_per_second": 1.0 / self.seconds if self.seconds else 0.0,
+            "cycles_latency": path.latency,
+            "cycles_serial": path.serial,
+            "cycles_arithmetic": path.arithmetic,
+            "cycles_overhead": path.overhead,
+            "cycles_links": path.links,
+            "hops": total.hops,
+            "wavelets": total.wavelets,
+            "sram_bytes": total.sram_bytes,
+            "sram_utilization": total.sram_bytes / self.seconds / self._peak if self.seconds else 0.0,
+            "fabric_bytes": total.wavelets * self.wafer.wavelet_bytes,
+            "link_bytes": total.link_bytes,
+            "energy_joules": sum(self.energy.values()),
+            "dynamic_energy_joules": self.energy["cores"] + self.energy["fabric"],
+            "pes": float(sum(s.region.pes for s in self.program.stages)),
+            "wafers": float(self.program.wafers),
+        }
+
+    @property
+    def _peak(self) -> float:
+        return self.wafer.peak_sram_bytes_per_second * self.program.wafers
+
+    def __repr__(self) -> str:
+        return f"<Telemetry: {self.cycles:,.0f} cycles, {self.seconds * 1e6:,.1f} us on {self.wafer.name}, {self.program.conditions}>"
