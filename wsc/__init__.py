@@ -1,0 +1,40 @@
+"""wsc: compile JAX programs onto a wafer-scale chip, run them, and account for what the wafer does."""
+
+from wsc import models
+from wsc.compile import compile
+from wsc.errors import (
+    ArgumentError,
+    CheckpointError,
+    ConfigError,
+    DownloadError,
+    FitError,
+    TraceError,
+    UnsupportedError,
+    WscError,
+)
+from wsc.machine.wafer import WAFERS, WSE2, WSE3, Wafer
+from wsc.program import Program
+from wsc.runtime.executable import Executable
+from wsc.runtime.generate import LanguageModel
+from wsc.runtime.telemetry import Telemetry
+
+__all__ = [
+    "WAFERS",
+    "WSE2",
+    "WSE3",
+    "ArgumentError",
+    "CheckpointError",
+    "ConfigError",
+    "DownloadError",
+    "Executable",
+    "FitError",
+    "LanguageModel",
+    "Program",
+    "Telemetry",
+    "TraceError",
+    "UnsupportedError",
+    "Wafer",
+    "WscError",
+    "compile",
+    "models",
+]

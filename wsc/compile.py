@@ -1,0 +1,160 @@
+"""`wsc.compile`: the passes in order, from a JAX function to a program placed on wafers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wsc.errors import ArgumentError, TraceError
+from wsc.lowering import jaxapi
+from wsc.lowering.build import build_programs
+from wsc.lowering.check import check
+from wsc.lowering.normalize import normalize
+from wsc.lowering.place import Planned, place
+from wsc.lowering.plan import plan_stages
+from wsc.lowering.roles import find_roles
+from wsc.machine.wafer import WSE3, Wafer
+from wsc.runtime.executable import Executable
+from wsc.runtime.execute import ORDERS
+from wsc.runtime.generate import LanguageModel
+
+PREFILL_CHUNK = 16  # tokens a prefill program takes at a time; their activations must fit beside the weights
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One function to compile: its example arguments, which of them are weights, and what its figures hold for."""
+
+    fn: Callable
+    args: tuple
+    weight_argnums: tuple[int, ...]
+    conditions: str
+
+
+def compile(
+    model: Any,
+    *args: Any,
+    wafer: Wafer = WSE3,
+    wafers: int | None = None,
+    context: int = 2048,
+    batch: int = 1,
+    order: str = "fabric",
+    prefill_chunk: int = PREFILL_CHUNK,
+    weight_argnums: int | Sequence[int] | None = None,
+) -> Executable:
+    """Compile a JAX function or a flax module for a wafer.
+
+    `compile(language_model)` compiles decode and prefill with a KV cache of `context` tokens for `batch` users and
+    returns a LanguageModel. `compile(module, *args)` compiles a flax module (nnx; or linen, its variables first), and
+    `compile(fn, *args)` any function; arguments may be arrays or `jax.ShapeDtypeStruct`s, in any pytrees.
+
+    wafer: the hardware; `wafers`: how many at most, None for as many as are needed.
+    order: "fabric" adds partial sums as the wafer does, "xla" as `jax.jit` does.
+    weight_argnums: which arguments stay in SRAM as weights; by default flax modules and their variables, and pytrees
+    of floats that are not returned.
+
+    Raises TraceError, ArgumentError, UnsupportedError or FitError, each a `wsc.WscError`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> exe = compile(lambda w, x: jnp.tanh(x @ w), jnp.ones((64, 32)), jnp.ones((1, 64)), weight_argnums=0)
+    >>> y, telemetry = exe(jnp.ones((64, 32)), jnp.ones((1, 64)))
+    >>> y.shape, telemetry.cycles > 0
+    ((1, 32), True)
+    """
+    _check_options(order, wafers, context, batch, prefill_chunk)
+    decodes = not args and hasattr(model, "abstract_cache")
+    if decodes:
+        entries = [_step(model, 1, context, batch), _step(model, prefill_chunk, context, batch)]
+    else:
+        entries = [_entry(model, args, weight_argnums)]
+
+    traced = [_trace(e) for e in entries]
+    normals = [normalize(t) for t in traced]
+    roles = [find_roles(n, t.arg_names, _leaves(e)) for n, t, e in zip(normals, traced, entries, strict=True)]
+    planned = [Planned(plan_stages(n, r), r) for n, r in zip(normals, roles, strict=True)]
+    regions = place(planned, wafer, wafers)
+    programs = build_programs(normals, planned, regions, wafer, [e.conditions for e in entries])
+    check(programs)
+
+    if decodes:
+        bound = tuple(jax.tree.leaves(model))
+        prefill = Executable(programs[1], traced[1], order, bound)
+        return LanguageModel(model, programs[0], traced[0], prefill, order, context, batch)
+    bound = tuple(jax.tree.leaves(model)) if jaxapi.is_nnx_module(model) else ()
+    return Executable(programs[0], traced[0], order, bound)
+
+
+def _check_options(order: str, wafers: int | None, context: int, batch: int, prefill_chunk: int) -> None:
+    if order not in ORDERS:
+        raise ArgumentError(f"order is {order!r}: it must be one of {', '.join(ORDERS)}")
+    for name, value in (("wafers", wafers), ("context", context), ("batch", batch), ("prefill_chunk", prefill_chunk)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ArgumentError(f"{name} is {value!r}: it must be a whole number of at least 1")
+    if prefill_chunk > context:
+        raise ArgumentError(f"prefill_chunk is {prefill_chunk}, more than the context of {context}: make it smaller")
+
+
+def _step(model: Any, tokens: int, context: int, batch: int) -> Entry:
+    """`tokens` new tokens for each of `batch` users, over a cache of `context`."""
+    cache = model.abstract_cache(batch=batch, context=context)
+    ids = jax.ShapeDtypeStruct((batch, tokens), jnp.int32)
+    what = "decode of 1 token" if tokens == 1 else f"prefill of {tokens} tokens"
+    dtype = jnp.dtype(jax.tree.leaves(cache)[0].dtype).name
+    conditions = f"{what}, batch {batch}, context {context}, {dtype}"
+    return Entry(lambda model, tokens, cache: model(tokens, cache), (model, ids, cache), (0,), conditions)
+
+
+def _entry(model: Any, args: tuple, weight_argnums: int | Sequence[int] | None) -> Entry:
+    if jaxapi.is_nnx_module(model):
+        fn, args, weights = (lambda model, *args: model(*args)), (model, *args), (0,)
+    elif jaxapi.is_linen_module(model):
+        fn, weights = model.apply, (0,)
+    elif callable(model):
+        fn, weights = model, tuple(i for i, a in enumerate(args) if _looks_like_weights(a))
+    else:
+        raise TraceError(
+            f"{type(model).__name__} is not something to compile: give wsc.compile a JAX function, a flax module, or a "
+            f"model with a KV cache such as wsc.models.Llama"
+        )
+    if weight_argnums is not None:
+        weights = (weight_argnums,) if isinstance(weight_argnums, int) else tuple(weight_argnums)
+        if bad := [i for i in weights if not 0 <= i < len(args)]:
+            raise ArgumentError(f"weight_argnums has {bad[0]}, and there are {len(args)} arguments")
+    sizes = {str(jnp.dtype(a.dtype)) for a in jax.tree.leaves(args) if hasattr(a, "dtype")}
+    return Entry(fn, args, weights, f"one call, {', '.join(sorted(sizes)) or 'no arrays'}")
+
+
+def _looks_like_weights(argument: Any) -> bool:
+    """A flax module, or a container of several arrays none of which is an integer; a bare array is an activation."""
+    if jaxapi.is_nnx_module(argument):
+        return True
+    leaves = jax.tree.leaves(argument)
+    if isinstance(argument, dict) and "params" in argument:
+        return True
+    bare = len(leaves) == 1 and leaves[0] is argument
+    return bool(leaves) and not bare and all(jnp.issubdtype(jnp.result_type(a), jnp.inexact) for a in leaves)
+
+
+def _leaves(entry: Entry) -> frozenset[int]:
+    """Flat indices of the leaves of the arguments that are weights."""
+    found, at = set(), 0
+    for i, argument in enumerate(entry.args):
+        count = len(jax.tree.leaves(argument))
+        if i in entry.weight_argnums:
+            found |= set(range(at, at + count))
+        at += count
+    return frozenset(found)
+
+
+def _trace(entry: Entry) -> jaxapi.Traced:
+    """Trace with JAX; whatever it has to say about the function is said as a TraceError."""
+    try:
+        return jaxapi.trace(entry.fn, entry.args)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TraceError(
+            f"JAX could not trace {getattr(entry.fn, '__name__', entry.fn)!r} with these arguments: "
+            f"{type(error).__name__}: {first}. Check that it runs under jax.jit with arrays of these shapes and dtypes."
+        ) from error

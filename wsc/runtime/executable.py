@@ -1,0 +1,147 @@
+"""Executable: a placed program one can call, read and ask. Names are those of `jax.stages.Compiled`."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+
+from wsc.errors import ArgumentError
+from wsc.lowering.jaxapi import Traced
+from wsc.program import Program
+from wsc.runtime.execute import as_function
+from wsc.runtime.report import Report
+from wsc.runtime.telemetry import Telemetry
+
+
+@dataclass(frozen=True)
+class MemoryStats:
+    """Bytes over all PEs, with the names of JAX's `memory_analysis()` first.
+
+    `weight_bytes` x stated replication + padding is what the weights take: `replicated_bytes` counts every stated
+    copy, `padding_bytes` what tiles are rounded up by, and their sum is `stored_weight_bytes`.
+    """
+
+    argument_size_in_bytes: int
+    output_size_in_bytes: int
+    temp_size_in_bytes: int
+    generated_code_size_in_bytes: int
+    weight_bytes: int
+    replicated_bytes: int
+    padding_bytes: int
+    stored_weight_bytes: int
+    state_bytes: int
+    fullest_pe_bytes: int
+    sram_bytes: int
+
+
+class Executable:
+    """A program compiled for a wafer. Calling it returns (outputs, telemetry).
+
+    `order` is "fabric" (partial sums added as the wafer adds them) or "xla" (as `jax.jit` would).
+    `bound` are the leaves of a model given to `compile`; they come before the call's own arguments.
+    """
+
+    def __init__(self, program: Program, traced: Traced, order: str, bound: tuple = ()):
+        self.program, self.order = program, order
+        self.in_tree, self.out_tree, self.out_info = traced.in_tree, traced.out_tree, traced.out_info
+        self._names, self._avals, self._bound = traced.arg_names, traced.args, bound
+        self._function = as_function(program, order)
+
+    @cached_property
+    def jitted(self):
+        """The flat function, jitted: leaves in, leaves out."""
+        return jax.jit(self._function)
+
+    @cached_property
+    def telemetry(self) -> Telemetry:
+        """The modelled work of one call; the same for every call, since a program is straight-line."""
+        return Telemetry(self.program)
+
+    def __call__(self, *args: Any) -> tuple[Any, Telemetry]:
+        """Outputs, and what the wafer did. Raises ArgumentError when an argument is not what was compiled for."""
+        outputs = self.jitted(*self._bound_leaves(), *self._check(args))
+        return jax.tree.unflatten(self.out_tree, outputs), self.telemetry
+
+    def as_text(self) -> str:
+        """The placed program: stages, regions, memory maps, layouts and steps."""
+        return self.program.as_text()
+
+    def cost_analysis(self) -> dict[str, float]:
+        """Modelled cost of one call, flat; cycles of the wafer's clock, bytes, joules, seconds."""
+        return self.telemetry.as_dict()
+
+    def memory_analysis(self) -> MemoryStats:
+        """Where the bytes are, summed over all PEs of all regions."""
+        stages = self.program.stages
+        weights = [w for s in stages for w in s.weights]
+        by_kind = {kind: 0 for kind in ("code", "state", "buffer")}
+        for stage in stages:
+            for a in stage.memory:
+                if a.kind in by_kind:
+                    by_kind[a.kind] += a.nbytes * stage.region.pes
+        unique = {w.name: w.nbytes for w in weights}
+        replicated = sum(w.nbytes * w.copies for w in weights)
+        stored = sum(w.stored_bytes for w in weights)
+        return MemoryStats(
+            argument_size_in_bytes=sum(a.size * a.dtype.itemsize for a in self._avals),
+            output_size_in_bytes=sum(o.size * o.dtype.itemsize for o in jax.tree.leaves(self.out_info)),
+            temp_size_in_bytes=by_kind["buffer"],
+            generated_code_size_in_bytes=by_kind["code"],
+            weight_bytes=sum(unique.values()),
+            replicated_bytes=replicated,
+            padding_bytes=stored - replicated,
+            stored_weight_bytes=stored,
+            state_bytes=by_kind["state"],
+            fullest_pe_bytes=max(s.used_bytes for s in stages),
+            sram_bytes=int(self.program.wafer.sram_bytes),
+        )
+
+    def report(self) -> Report:
+        """A report that prints as tables in a terminal and renders in a notebook."""
+        return Report(self)
+
+    def _repr_html_(self) -> str:
+        return self.report()._repr_html_()
+
+    def __repr__(self) -> str:
+        t = self.telemetry
+        return (
+            f"<wsc {type(self).__name__}: {len(self.program.stages)} stages, {t.cycles:,.0f} cycles "
+            f"({t.seconds * 1e6:,.1f} us) on {self.program.wafers} x {self.program.wafer.name}, {self.program.conditions}>"
+        )
+
+    def _bound_leaves(self) -> tuple:
+        for leaf in self._bound:
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                raise ArgumentError(
+                    "this program was compiled from a model without weights (abstract); its cost can be read, but to "
+                    "run it compile a model that has them, such as wsc.models.load(...)"
+                )
+        return self._bound
+
+    def _check(self, args: tuple) -> list:
+        """The leaves of a call's arguments, each as it was compiled for."""
+        leaves, tree = jax.tree.flatten(args)
+        names, avals = self._names[len(self._bound) :], self._avals[len(self._bound) :]
+        if self._bound:
+            expected = jax.tree.structure(jax.tree.unflatten(self.in_tree, [0] * len(self._avals))[1:])
+        else:
+            expected = self.in_tree
+        if tree != expected:
+            raise ArgumentError(f"arguments compiled as {expected} and called as {tree}: pass the same structure")
+        for name, aval, leaf in zip(names, avals, leaves, strict=True):
+            try:
+                shape, dtype = jax.numpy.shape(leaf), jax.numpy.result_type(leaf)
+            except TypeError as error:
+                raise ArgumentError(f"argument '{name}' is a {type(leaf).__name__}, not an array: {error}") from error
+            if shape != aval.shape or dtype != aval.dtype:
+                raise ArgumentError(
+                    f"argument '{name}' compiled with {_text(aval.dtype, aval.shape)} and called with "
+                    f"{_text(dtype, shape)}: pass what it was compiled for, or compile again"
+                )
+        return leaves
+
+
+def _text(dtype, shape) -> str:
+    return f"{dtype}[{','.join(map(str, shape))}]"

@@ -1,0 +1,122 @@
+"""A language model on the wafer: prefill and decode programs over the same weights, and text out of them."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wsc.errors import ArgumentError
+from wsc.lowering.jaxapi import Traced
+from wsc.program import Program
+from wsc.runtime.executable import Executable
+from wsc.runtime.sampling import Sampling
+
+
+class LanguageModel(Executable):
+    """The decode program of a model, `(tokens [B, 1], cache) -> (logits, cache)`, with its `prefill` beside it.
+
+    What is read off it (cost, report) is one decode step: one token for each user with the whole context in use.
+    """
+
+    def __init__(self, model: Any, program: Program, traced: Traced, prefill: Executable, order: str, context: int, batch: int):
+        super().__init__(program, traced, order, bound=tuple(jax.tree.leaves(model)))
+        self.model, self.prefill, self.context, self.batch = model, prefill, context, batch
+
+    @cached_property
+    def decoder(self):
+        """The decode step, jitted so that the cache is updated in place: (weights, tokens, cache leaves) -> leaves."""
+        return jax.jit(lambda weights, tokens, cache: self._function(*weights, tokens, *cache), donate_argnums=2)
+
+    @cached_property
+    def prefiller(self):
+        """One prefill chunk, jitted likewise."""
+        run = self.prefill._function
+        return jax.jit(lambda weights, tokens, cache: run(*weights, tokens, *cache), donate_argnums=2)
+
+    def generate(self, tokenizer: Any, prompt: str, max_new_tokens: int = 32, **sampling: Any) -> str:
+        """The text that follows `prompt`. Greedy unless `temperature`, `top_k`, `top_p`, `seed` are given."""
+        return "".join(self.stream(tokenizer, prompt, max_new_tokens, **sampling))
+
+    def stream(self, tokenizer: Any, prompt: str, max_new_tokens: int = 32, **sampling: Any) -> Iterator[str]:
+        """Pieces of the text that follows `prompt`, as tokens come."""
+        text = tokenizer.stream()
+        ids = tokenizer.encode(prompt)
+        for token in self.generate_ids(ids, max_new_tokens, stop=tokenizer.eos_ids, **sampling):
+            piece = text.push(token)
+            if piece:
+                yield piece
+        rest = text.flush()
+        if rest:
+            yield rest
+
+    def generate_ids(
+        self, prompt: list[int], max_new_tokens: int = 32, stop: frozenset[int] = frozenset(), **sampling: Any
+    ) -> Iterator[int]:
+        """Token ids that follow the ids of `prompt`, until `stop`, `max_new_tokens` or the end of the context.
+
+        Raises ArgumentError for an empty prompt, one longer than the context, or ids outside the vocabulary.
+        """
+        chooser = self._chooser(sampling)
+        self._check_prompt(prompt, max_new_tokens)
+        weights = self._bound_leaves()
+        logits, cache, length = self._read_prompt(prompt, weights)
+        for step in range(max_new_tokens):
+            token = chooser.choose(logits, step)
+            if token in stop:
+                return
+            yield token
+            if length >= self.context or step + 1 == max_new_tokens:
+                return
+            row, *cache = self.decoder(weights, jnp.full((self.batch, 1), token, jnp.int32), cache)
+            logits, length = row[0, -1], length + 1
+
+    def _read_prompt(self, prompt: list[int], weights) -> tuple[jax.Array, list, int]:
+        """Run the prompt through prefill chunks; what follows the prompt in the last chunk is overwritten later."""
+        cache = self.model.init_cache(batch=self.batch, context=self.context)
+        leaves, tree = jax.tree.flatten(cache)
+        chunk = self.prefill._avals[len(self._bound)].shape[1]
+        logits, done = None, 0
+        while done < len(prompt):
+            piece = prompt[done : done + chunk]
+            if done + chunk > self.context:  # no room for a padded chunk: token by token
+                piece = piece[:1]
+                row, *leaves = self.decoder(weights, jnp.full((self.batch, 1), piece[0], jnp.int32), leaves)
+            else:
+                tokens = np.zeros((self.batch, chunk), np.int32)
+                tokens[:, : len(piece)] = piece
+                row, *leaves = self.prefiller(weights, jnp.asarray(tokens), leaves)
+            done += len(piece)
+            logits = row[0, len(piece) - 1]
+            leaves = jax.tree.leaves(_at_length(jax.tree.unflatten(tree, leaves), done))
+        assert logits is not None
+        return logits, leaves, done
+
+    def _chooser(self, sampling: dict) -> Sampling:
+        known = {"temperature", "top_k", "top_p", "seed"}
+        if unknown := sampling.keys() - known:
+            raise ArgumentError(f"unknown sampling option {sorted(unknown)}: there are {', '.join(sorted(known))}")
+        return Sampling(**sampling)
+
+    def _check_prompt(self, prompt: list[int], max_new_tokens: int) -> None:
+        vocabulary = self.model.config.vocab_size
+        if not prompt:
+            raise ArgumentError("the prompt has no tokens: give it some text, or a beginning-of-sequence token")
+        if len(prompt) > self.context:
+            raise ArgumentError(
+                f"the prompt has {len(prompt)} tokens and the program was compiled for a context of {self.context}: "
+                f"shorten it, or compile with context={len(prompt) + max_new_tokens} or more"
+            )
+        if max_new_tokens < 1:
+            raise ArgumentError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
+        if bad := [t for t in prompt if not 0 <= t < vocabulary]:
+            raise ArgumentError(f"token {bad[0]} is outside the model's vocabulary of {vocabulary}: wrong tokenizer?")
+
+
+def _at_length(cache: Any, length: int) -> Any:
+    """The cache with `length` tokens in it."""
+    import dataclasses
+
+    return dataclasses.replace(cache, length=jnp.asarray(length, jnp.int32))
