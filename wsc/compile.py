@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wsc.errors import ArgumentError, TraceError
+from wsc.errors import ArgumentError, TraceError, WscError
 from wsc.lowering import jaxapi
 from wsc.lowering.build import build_programs
 from wsc.lowering.check import check
@@ -152,6 +152,8 @@ def _trace(entry: Entry) -> jaxapi.Traced:
     """Trace with JAX; whatever it has to say about the function is said as a TraceError."""
     try:
         return jaxapi.trace(entry.fn, entry.args)
+    except WscError:
+        raise
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TraceError(

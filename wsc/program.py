@@ -122,6 +122,7 @@ class Program:
     wafers: int
     stages: tuple[PlacedStage, ...]
     conditions: str  # what figures hold for: batch, context, precision
+    weight_vars: frozenset  # the variables of the jaxpr that are stored weights
 
     def ops(self) -> Iterator[tuple[PlacedStage, PlacedOp]]:
         """Every placed op with its stage, in order."""

@@ -67,7 +67,9 @@ def _build(normal: Normal, planned: Planned, regions, wafer: Wafer, buffers: lis
                 template,
             )
         )
-    return Program(normal.jaxpr, normal.consts, wafer, 1 + max(r.wafer for r in regions), tuple(placed), conditions)
+    wafers = 1 + max(r.wafer for r in regions)
+    weight_vars = frozenset(v for s in stages for v in s.weights)
+    return Program(normal.jaxpr, normal.consts, wafer, wafers, tuple(placed), conditions, weight_vars)
 
 
 def _ops(stage: Stage, tiled: TiledStage, roles: Roles, sources: list[str]):

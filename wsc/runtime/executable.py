@@ -50,8 +50,19 @@ class Executable:
 
     @cached_property
     def jitted(self):
-        """The flat function, jitted: leaves in, leaves out."""
-        return jax.jit(self._function)
+        """The flat function, jitted: (tiles of bound weights, *leaves) -> leaves."""
+        if self._bound:
+            return jax.jit(self._function.run)
+        return jax.jit(lambda tiles, *flat: self._function(*flat))
+
+    @cached_property
+    def tiles(self) -> tuple:
+        """The bound weights as the PEs hold them, where that differs from how the model does; made once."""
+        inputs = [*self._bound_leaves(), *self._avals[len(self._bound) :]]
+        if not self._bound or not jax.eval_shape(self._function.prepare, *inputs):
+            return ()
+        zeros = [jax.numpy.zeros((), a.dtype) if isinstance(a, jax.ShapeDtypeStruct) else a for a in inputs]
+        return jax.jit(self._function.prepare)(*zeros)
 
     @cached_property
     def telemetry(self) -> Telemetry:
@@ -60,7 +71,7 @@ class Executable:
 
     def __call__(self, *args: Any) -> tuple[Any, Telemetry]:
         """Outputs, and what the wafer did. Raises ArgumentError when an argument is not what was compiled for."""
-        outputs = self.jitted(*self._bound_leaves(), *self._check(args))
+        outputs = self.jitted(self.tiles, *self._bound_leaves(), *self._check(args))
         return jax.tree.unflatten(self.out_tree, outputs), self.telemetry
 
     def as_text(self) -> str:

@@ -7,6 +7,8 @@ of the reduce that the step names.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,24 +23,108 @@ from wsc.runtime.order import reduce_in_order
 ORDERS = ("fabric", "xla")
 
 
-def as_function(program: Program, order: str) -> Callable[..., list]:
-    """`f(*flat inputs) -> flat outputs`, computing what the placed program computes."""
-    if order == "xla":
-        return jaxapi.as_function(program.jaxpr, program.consts)
-    placed = {id(op.eqn): op for _, op in program.ops() if op.name in _IN_ORDER and _participants(op)}
-    jaxpr = program.jaxpr
+@dataclass(frozen=True)
+class Function:
+    """A placed program as two functions of its flat inputs.
 
-    def run(*flat):
-        env = dict(zip(jaxpr.constvars, program.consts, strict=True))
-        env.update(zip(jaxpr.invars, flat, strict=True))
-        for eqn in jaxpr.eqns:
+    `prepare(*inputs)` cuts weights into the tiles that the PEs hold, where that is not a mere reshape; it needs to be
+    done once for a set of weights. `run(tiles, *inputs)` computes the flat outputs.
+    """
+
+    prepare: Callable[..., tuple]
+    run: Callable[..., list]
+
+    def __call__(self, *flat) -> list:
+        return self.run(self.prepare(*flat), *flat)
+
+
+def as_function(program: Program, order: str) -> Function:
+    """What the placed program computes, adding in the given order."""
+    if order == "xla":
+        plain = jaxapi.as_function(program.jaxpr, program.consts)
+        return Function(lambda *flat: (), lambda tiles, *flat: plain(*flat))
+    jaxpr = program.jaxpr
+    placed = {id(op.eqn): op for _, op in program.ops() if op.name in _IN_ORDER and _participants(op)}
+    stationary = _stationary(program, placed)
+
+    def evaluate(eqns, env, tiles):
+        for eqn in eqns:
             values = [a.val if isinstance(a, Literal) else env[a] for a in eqn.invars]
             op = placed.get(id(eqn))
-            results = jaxapi.bind(eqn, values) if op is None else [_IN_ORDER[op.name](op, values)]
+            if op is None:
+                results = jaxapi.bind(eqn, values)
+            else:
+                results = [_IN_ORDER[op.name](op, values, tiles.get(id(eqn)))]
             env.update(zip(eqn.outvars, results, strict=True))
+
+    def inputs(flat):
+        env = dict(zip(jaxpr.constvars, program.consts, strict=True))
+        env.update(zip(jaxpr.invars, flat, strict=True))
+        return env
+
+    def prepare(*flat):
+        env = inputs(flat)
+        evaluate([e for e in jaxpr.eqns if any(v in stationary.views for v in e.outvars)], env, {})
+        return tuple(_tiles(op, side, env[op.eqn.invars[side]]) for op, side in stationary.dots)
+
+    def run(tiles, *flat):
+        env = inputs(flat)
+        evaluate(jaxpr.eqns, env, {id(op.eqn): (side, t) for (op, side), t in zip(stationary.dots, tiles, strict=True)})
         return [a.val if isinstance(a, Literal) else env[a] for a in jaxpr.outvars]
 
-    return run
+    return Function(prepare, run)
+
+
+@dataclass(frozen=True)
+class _Stationary:
+    """Products whose stationary operand is worth tiling once, with its side, and the views it is seen through."""
+
+    dots: list[tuple[PlacedOp, int]]
+    views: set
+
+
+def _stationary(program: Program, placed: dict[int, PlacedOp]) -> _Stationary:
+    made = {v: e for e in program.jaxpr.eqns for v in e.outvars}
+    kept = {v for s in program.stages for op in s.ops if not op.control and op.weights for v in op.eqn.outvars}
+    kept -= {v for op in placed.values() for v in op.eqn.outvars}
+    dots, views = [], set()
+    for op in placed.values():
+        if op.name != "dot_general" or not op.weights:
+            continue
+        for side in (0, 1):
+            chain, todo = set(), [op.eqn.invars[side]]
+            weights = {v for v in todo if v in program.weight_vars}
+            while todo:
+                v = todo.pop()
+                if isinstance(v, Literal) or v in program.weight_vars or v in program.jaxpr.constvars:
+                    continue
+                if v not in made or v not in kept:
+                    break
+                chain.add(v)
+                todo += made[v].invars
+                weights |= {a for a in made[v].invars if not isinstance(a, Literal) and a in program.weight_vars}
+            else:
+                if weights and not _free(op, side):
+                    dots.append((op, side))
+                    views |= chain
+    return _Stationary(dots, views)
+
+
+def _free(op: PlacedOp, side: int) -> bool:
+    """Tiling this operand is a reshape of memory as it is: whole tiles, contracted dimension first."""
+    (k_dims, at, shape) = op.eqn.params["dimension_numbers"][0][side], op.ins[side], op.eqn.invars[side].aval.shape
+    assert at is not None
+    return tuple(k_dims) == (0,) and shape[0] % (at.y[0] * at.x[0]) == 0
+
+
+def _tiles(op: PlacedOp, side: int, array):
+    """The operand cut along its contracted dimensions, parts outermost, then what is contracted within a tile."""
+    k_dims, b_dims = op.eqn.params["dimension_numbers"][0][side], op.eqn.params["dimension_numbers"][1][side]
+    at = op.ins[side]
+    assert at is not None
+    array, tile, parts = _cut(array, tuple(k_dims), at)
+    front = [parts[d] for d in k_dims if d in parts] + [tile[d] for d in b_dims] + [tile[d] for d in k_dims]
+    return array.transpose(*front, *(a for a in range(array.ndim) if a not in front))
 
 
 def algorithms(op: PlacedOp, at: Layout, dims: tuple[int, ...]) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -84,29 +170,37 @@ def _add_up(partial, lines, parts: list[tuple[int, int]]):
     return reduce_in_order(reduce_in_order(partial, names.get("x", "chain")), names.get("y", "chain"))
 
 
-def _dot_in_order(op: PlacedOp, values: list):
-    """dot_general with its contracted dimensions cut: one batched product of tiles, then the sum over them."""
-    (k_lhs, k_rhs), (b_lhs, b_rhs) = op.eqn.params["dimension_numbers"]
-    at_lhs, at_rhs = op.ins
-    assert at_lhs is not None and at_rhs is not None
-    lhs, tile_lhs, parts_lhs = _cut(values[0], tuple(k_lhs), at_lhs)
-    rhs, tile_rhs, parts_rhs = _cut(values[1], tuple(k_rhs), at_rhs)
-    cut_pairs = [(a, b) for a, b in zip(k_lhs, k_rhs, strict=True) if a in parts_lhs]
-    contract = [tile_lhs[d] for d in k_lhs], [tile_rhs[d] for d in k_rhs]
-    batch_lhs = [parts_lhs[a] for a, _ in cut_pairs] + [tile_lhs[d] for d in b_lhs]
-    batch_rhs = [parts_rhs[b] for _, b in cut_pairs] + [tile_rhs[d] for d in b_rhs]
-    partial = jax.lax.dot_general(
-        lhs,
-        rhs,
-        (contract, (batch_lhs, batch_rhs)),
-        precision=op.eqn.params.get("precision"),
-        preferred_element_type=op.eqn.params.get("preferred_element_type"),
-    )
-    parts = [(at_lhs.y[a], at_lhs.x[a]) for a, _ in cut_pairs]
-    return _add_up(partial, algorithms(op, at_lhs, tuple(k_lhs)), parts)
+def _dot_in_order(op: PlacedOp, values: list, ready: tuple[int, Any] | None):
+    """dot_general with its contracted dimensions cut: one batched product of tiles, then the sum over them.
+    `ready` is the side of an operand that was tiled before, and its tiles."""
+    (k_lhs, _), (b_lhs, _) = op.eqn.params["dimension_numbers"]
+    at = op.ins[0]
+    assert at is not None
+    tiles = [ready[1] if ready and ready[0] == side else _tiles(op, side, values[side]) for side in (0, 1)]
+    cut_dims = [d for d in k_lhs if at.y[d] * at.x[d] > 1]
+    outer = list(range(len(cut_dims) + len(b_lhs)))
+    inner = [len(outer) + i for i in range(len(k_lhs))]
+    if all(tiles[0].shape[i] == 1 for i in inner):
+        partial = _products(tiles, len(outer), len(inner), op.eqn.outvars[0].aval.dtype)
+    else:
+        partial = jax.lax.dot_general(
+            tiles[0],
+            tiles[1],
+            ((inner, inner), (outer, outer)),
+            precision=op.eqn.params.get("precision"),
+            preferred_element_type=op.eqn.params.get("preferred_element_type"),
+        )
+    return _add_up(partial, algorithms(op, at, tuple(k_lhs)), [(at.y[d], at.x[d]) for d in cut_dims])
 
 
-def _sum_in_order(op: PlacedOp, values: list):
+def _products(tiles: list, outer: int, inner: int, dtype):
+    """Tiles of one element along what is contracted: plain products, which XLA fuses with the sum that follows."""
+    lhs, rhs = (t.astype(dtype).reshape(*t.shape[:outer], *t.shape[outer + inner :]) for t in tiles)
+    free = lhs.ndim - outer, rhs.ndim - outer
+    return lhs.reshape(*lhs.shape, *(1,) * free[1]) * rhs.reshape(*rhs.shape[:outer], *(1,) * free[0], *rhs.shape[outer:])
+
+
+def _sum_in_order(op: PlacedOp, values: list, ready: None):
     """reduce_sum over cut dimensions: each tile, then the sum over tiles."""
     at, axes = op.ins[0], tuple(op.eqn.params["axes"])
     assert at is not None

@@ -28,13 +28,12 @@ class LanguageModel(Executable):
     @cached_property
     def decoder(self):
         """The decode step, jitted so that the cache is updated in place: (weights, tokens, cache leaves) -> leaves."""
-        return jax.jit(lambda weights, tokens, cache: self._function(*weights, tokens, *cache), donate_argnums=2)
+        return _stepper(self)
 
     @cached_property
     def prefiller(self):
         """One prefill chunk, jitted likewise."""
-        run = self.prefill._function
-        return jax.jit(lambda weights, tokens, cache: run(*weights, tokens, *cache), donate_argnums=2)
+        return _stepper(self.prefill)
 
     def generate(self, tokenizer: Any, prompt: str, max_new_tokens: int = 32, **sampling: Any) -> str:
         """The text that follows `prompt`. Greedy unless `temperature`, `top_k`, `top_p`, `seed` are given."""
@@ -113,6 +112,13 @@ class LanguageModel(Executable):
             raise ArgumentError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
         if bad := [t for t in prompt if not 0 <= t < vocabulary]:
             raise ArgumentError(f"token {bad[0]} is outside the model's vocabulary of {vocabulary}: wrong tokenizer?")
+
+
+def _stepper(executable: Executable):
+    """(weights, tokens, cache leaves) -> [logits, *cache leaves], the cache updated in place."""
+    run = executable._function.run
+    step = jax.jit(lambda tiles, weights, tokens, cache: run(tiles, *weights, tokens, *cache), donate_argnums=3)
+    return lambda weights, tokens, cache: step(executable.tiles, weights, tokens, cache)
 
 
 def _at_length(cache: Any, length: int) -> Any:

@@ -1,0 +1,172 @@
+"""The `wsc` command: thin, it parses, calls the public API and prints. Figures go to stdout, progress to stderr."""
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from wsc.errors import ArgumentError, WscError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+out, err = Console(), Console(stderr=True)
+
+Wafer = Annotated[str, typer.Option(help="hardware: wse2 or wse3")]
+Wafers = Annotated[int | None, typer.Option(help="wafers at most; as many as are needed unless told")]
+Context = Annotated[int, typer.Option(help="tokens of the KV cache")]
+Batch = Annotated[int, typer.Option(help="users served by one step")]
+Order = Annotated[str, typer.Option(help="how partial sums add up: fabric or xla")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object instead of tables")]
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option(help="show the traceback of an error")] = False) -> None:
+    """Compile JAX models onto a wafer-scale chip, run them, and see what the wafer would do."""
+
+
+@app.command()
+def run(
+    prompt: Annotated[str, typer.Argument(help="the text to continue")],
+    model: Annotated[str, typer.Option(help="smollm2-135m, a .gguf file, a folder or a Hugging Face id")] = "smollm2-135m",
+    max_new_tokens: Annotated[int, typer.Option(help="tokens to generate at most")] = 32,
+    chat: Annotated[bool, typer.Option(help="put the prompt into the model's chat template")] = False,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="keep the k most likely tokens; 0 keeps all")] = 0,
+    top_p: Annotated[float, typer.Option(help="keep the most likely tokens up to this probability")] = 1.0,
+    seed: Annotated[int, typer.Option(help="of the random choice")] = 0,
+    wafer: Wafer = "wse3",
+    wafers: Wafers = None,
+    context: Context = 2048,
+    order: Order = "fabric",
+    as_json: Json = False,
+) -> None:
+    """Run a trained model through the placed program, and account for the wafer's work."""
+    import wsc
+
+    network, tokenizer = wsc.models.load(model)
+    if tokenizer is None:
+        raise ArgumentError(f"{model} has no tokenizer beside it: put its tokenizer file into the same folder")
+    with waiting(f"placing {model} on the wafer"):
+        exe: Any = wsc.compile(network, wafer=hardware(wafer), wafers=wafers, context=context, order=order)
+    text = tokenizer.chat([{"role": "user", "content": prompt}]) if chat else prompt
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    pieces: list[str] = []
+    stream = exe.stream(tokenizer, text, max_new_tokens, **sampling)
+    if not as_json and not chat:
+        out.print(prompt, style="dim", end="", markup=False, highlight=False)
+    with waiting("compiling for this computer, reading the prompt"):
+        pieces += (piece for piece in [next(stream, "")])
+    begin = time.perf_counter()
+    if not as_json:
+        sys.stdout.write(pieces[0])
+    for piece in stream:
+        pieces.append(piece)
+        if not as_json:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    if as_json:
+        print(json.dumps({"prompt": prompt, "text": "".join(pieces), "conditions": exe.program.conditions} | exe.cost_analysis()))
+        return
+    seconds = time.perf_counter() - begin
+    out.print("\n")
+    out.print(exe.report())
+    count = len(tokenizer.encode("".join(pieces)))
+    out.print(f"This computer, measured: {max(0, count - 1) / seconds if seconds else 0:.1f} tokens/s, order={order}.")
+
+
+@app.command("compile")
+def compile_(
+    model: Annotated[str, typer.Argument(help="a named config (see wsc models) or a config.json")],
+    wafer: Wafer = "wse3",
+    wafers: Wafers = None,
+    context: Context = 2048,
+    batch: Batch = 1,
+    dtype: Annotated[str | None, typer.Option(help="of weights and activations; the config's unless told")] = None,
+    text: Annotated[bool, typer.Option(help="print the placed program instead of the report")] = False,
+    as_json: Json = False,
+) -> None:
+    """Place a model without its weights, and report what one decode step costs."""
+    import wsc
+
+    network = wsc.models.Llama.abstract(config_of(model), dtype=dtype)
+    with waiting(f"placing {model} on the wafer"):
+        exe = wsc.compile(network, wafer=hardware(wafer), wafers=wafers, context=context, batch=batch)
+    if as_json:
+        head = {"model": model, "wafer": exe.program.wafer.name, "conditions": exe.program.conditions}
+        print(json.dumps(head | exe.cost_analysis() | dataclasses.asdict(exe.memory_analysis())))
+    elif text:
+        print(exe.as_text())
+    else:
+        out.print(exe.report())
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the named model configs."""
+    from wsc.models import CONFIGS
+
+    if as_json:
+        rows = {name: dataclasses.asdict(c) | {"parameters": c.parameters} for name, c in CONFIGS.items()}
+        print(json.dumps(rows, default=str))
+        return
+    table = Table("name", "layers", "width", "heads (KV)", "vocabulary", "parameters")
+    for name, c in CONFIGS.items():
+        heads = f"{c.num_attention_heads} ({c.num_key_value_heads})"
+        cells = (f"{c.num_hidden_layers}", f"{c.hidden_size:,}", heads, f"{c.vocab_size:,}", f"{c.parameters:,}")
+        table.add_row(name, *cells)
+    out.print(table)
+
+
+def hardware(name: str) -> Any:
+    """The wafer of that name."""
+    from wsc.machine.wafer import WAFERS
+
+    if name.lower() not in WAFERS:
+        raise ArgumentError(f"no wafer named {name!r}: there are {', '.join(WAFERS)}")
+    return WAFERS[name.lower()]
+
+
+def config_of(model: str) -> Any:
+    """A named config, or one read from a config.json or a folder that has it."""
+    from pathlib import Path
+
+    from wsc.models import LlamaConfig
+
+    path = Path(model)
+    if path.suffix == ".json" or path.is_dir():
+        return LlamaConfig.from_json(path / "config.json" if path.is_dir() else path)
+    return model
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A spinner with the time gone by, on a terminal only."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        progress.add_task(what)
+        yield
+
+
+def main() -> None:
+    """Run the command; an error is one line and exit code 1, a wrong call exit code 2."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except WscError as error:
+        if debug:
+            raise
+        err.print(f"wsc: {type(error).__name__}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
