@@ -20,7 +20,7 @@ from wsc.runtime.executable import Executable
 from wsc.runtime.execute import ORDERS
 from wsc.runtime.generate import LanguageModel
 
-PREFILL_CHUNK = 16  # tokens a prefill program takes at a time; their activations must fit beside the weights
+PREFILL_CHUNK = 8  # tokens a prefill program takes at a time; their activations must fit beside the weights
 
 
 @dataclass(frozen=True)

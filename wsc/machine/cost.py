@@ -17,10 +17,10 @@ class Cost:
     The five cycle fields are disjoint; `cycles` is their sum and lies on the critical path of the step.
     """
 
-    latency: float = 0.0  # cycles: hops, ramps and relays, paid whatever the amount of data
+    latency: float = 0.0  # cycles: hops, ramps, relays and the task that an arrival starts, whatever the amount of data
     serial: float = 0.0  # cycles: wavelets waiting for their link, one a cycle
     arithmetic: float = 0.0  # cycles: lanes at work, transcendentals included
-    overhead: float = 0.0  # cycles: instruction issue, loops, task switches
+    overhead: float = 0.0  # cycles: instruction issue and loops
     links: float = 0.0  # cycles: off-wafer links, to the host or the next wafer
     flops: float = 0.0  # operations, all PEs
     wavelets: float = 0.0  # wavelets sent, all PEs
@@ -89,9 +89,8 @@ def cost(step: Step, wafer: Wafer) -> Cost:
 def _fabric(wafer: Wafer, latency, serial, wavelets, hops, touched) -> Cost:
     """`touched` wavelets are read from or written to SRAM at the ends."""
     return Cost(
-        latency=latency,
+        latency=latency + wafer.task_cycles,
         serial=serial,
-        overhead=wafer.task_cycles,
         wavelets=wavelets,
         hops=hops,
         sram_bytes=touched * wafer.wavelet_bytes,

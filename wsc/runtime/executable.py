@@ -32,7 +32,7 @@ class MemoryStats:
     stored_weight_bytes: int
     state_bytes: int
     fullest_pe_bytes: int
-    sram_bytes: int
+    sram_bytes_per_pe: int
 
 
 class Executable:
@@ -105,7 +105,7 @@ class Executable:
             stored_weight_bytes=stored,
             state_bytes=by_kind["state"],
             fullest_pe_bytes=max(s.used_bytes for s in stages),
-            sram_bytes=int(self.program.wafer.sram_bytes),
+            sram_bytes_per_pe=int(self.program.wafer.sram_bytes),
         )
 
     def report(self) -> Report:

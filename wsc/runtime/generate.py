@@ -15,6 +15,9 @@ from wsc.runtime.executable import Executable
 from wsc.runtime.sampling import Sampling
 
 
+SHORT_PROMPT = 32  # tokens; up to here a first prompt goes through decode, sooner done than compiling prefill too
+
+
 class LanguageModel(Executable):
     """The decode program of a model, `(tokens [B, 1], cache) -> (logits, cache)`, with its `prefill` beside it.
 
@@ -77,10 +80,11 @@ class LanguageModel(Executable):
         cache = self.model.init_cache(batch=self.batch, context=self.context)
         leaves, tree = jax.tree.flatten(cache)
         chunk = self.prefill._avals[len(self._bound)].shape[1]
+        short = len(prompt) <= SHORT_PROMPT and "prefiller" not in self.__dict__
         logits, done = None, 0
         while done < len(prompt):
             piece = prompt[done : done + chunk]
-            if done + chunk > self.context:  # no room for a padded chunk: token by token
+            if short or done + chunk > self.context:  # or no room for a padded chunk: token by token
                 piece = piece[:1]
                 row, *leaves = self.decoder(weights, jnp.full((self.batch, 1), piece[0], jnp.int32), leaves)
             else:

@@ -114,7 +114,7 @@ class Report:
             "KV cache and other state": m.state_bytes,
             "buffers": m.temp_size_in_bytes,
             "code": m.generated_code_size_in_bytes,
-            f"fullest PE (of {m.sram_bytes:,})": m.fullest_pe_bytes,
+            f"fullest PE (of {m.sram_bytes_per_pe:,})": m.fullest_pe_bytes,
         }
         for what, nbytes in rows.items():
             table.add_row(what, f"{nbytes:,}")

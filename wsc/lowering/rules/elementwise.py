@@ -59,7 +59,9 @@ def vector_rule(op: Op, where: Where) -> Lowered:
 
 @rule(*DIVIDE)
 def divide_rule(op: Op, where: Where) -> Lowered:
-    return lower_elementwise(op, where, "divide")
+    """By a scalar known at compile time: a multiplication by its inverse."""
+    by_constant = op.name == "div" and op.ins[1].kind == "constant" and op.ins[1].shape == ()
+    return lower_elementwise(op, where, "vector" if by_constant else "divide")
 
 
 @rule(*TRANSCENDENTAL)
