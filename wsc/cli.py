@@ -34,7 +34,9 @@ def options(debug: Annotated[bool, typer.Option(help="show the traceback of an e
 @app.command()
 def run(
     prompt: Annotated[str, typer.Argument(help="the text to continue")],
-    model: Annotated[str, typer.Option(help="smollm2-135m, a .gguf file, a folder or a Hugging Face id")] = "smollm2-135m",
+    model: Annotated[
+        str, typer.Option(help="smollm2-135m, a .gguf file, a folder or a Hugging Face id")
+    ] = "smollm2-135m",
     max_new_tokens: Annotated[int, typer.Option(help="tokens to generate at most")] = 32,
     chat: Annotated[bool, typer.Option(help="put the prompt into the model's chat template")] = False,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
@@ -72,7 +74,11 @@ def run(
             sys.stdout.write(piece)
             sys.stdout.flush()
     if as_json:
-        print(json.dumps({"prompt": prompt, "text": "".join(pieces), "conditions": exe.program.conditions} | exe.cost_analysis()))
+        print(
+            json.dumps(
+                {"prompt": prompt, "text": "".join(pieces), "conditions": exe.program.conditions} | exe.cost_analysis()
+            )
+        )
         return
     seconds = time.perf_counter() - begin
     out.print("\n")

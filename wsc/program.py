@@ -141,7 +141,9 @@ class Program:
         lines = [f"program on {self.wafers} x {self.wafer.name}, {self.conditions}"]
         shown: set[int] = set()
         for i, stage in enumerate(self.stages):
-            lines.append(f"stage {i} {stage.name} on {stage.region}, {stage.used_bytes:,} of {self.wafer.sram_bytes:,} B a PE")
+            lines.append(
+                f"stage {i} {stage.name} on {stage.region}, {stage.used_bytes:,} of {self.wafer.sram_bytes:,} B a PE"
+            )
             if stage.template in shown:
                 lines.append("  as the first of its kind above")
                 continue
@@ -155,14 +157,15 @@ class Program:
 
     def __repr__(self) -> str:
         pes = sum(s.region.pes for s in self.stages)
-        return f"<Program: {len(self.stages)} stages on {pes:,} PEs of {self.wafers} x {self.wafer.name}, {self.conditions}>"
+        where = f"{pes:,} PEs of {self.wafers} x {self.wafer.name}"
+        return f"<Program: {len(self.stages)} stages on {where}, {self.conditions}>"
 
 
 def _op_text(op: PlacedOp) -> str:
-    operands = ", ".join(
-        f"{a.aval.str_short()}{layout or ''}" for a, layout in zip(op.eqn.invars, op.ins, strict=True)
+    operands = ", ".join(f"{a.aval.str_short()}{layout or ''}" for a, layout in zip(op.eqn.invars, op.ins, strict=True))
+    results = ", ".join(
+        f"{v.aval.str_short()}{layout or ''}" for v, layout in zip(op.eqn.outvars, op.outs, strict=True)
     )
-    results = ", ".join(f"{v.aval.str_short()}{layout or ''}" for v, layout in zip(op.eqn.outvars, op.outs, strict=True))
     named = f" <{', '.join(op.weights)}>" if op.weights else ""
     steps = "; ".join(map(repr, op.steps))
     return f"{op.name}{named}({operands}) -> {results}{' control' if op.control else ''} | {steps}"

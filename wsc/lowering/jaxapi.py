@@ -21,7 +21,7 @@ Atom = Var | Literal
 
 @dataclass(frozen=True)
 class Traced:
-    """A function as JAX sees it: its jaxpr, the constants it closes over, and the trees of its arguments and results."""
+    """A function as JAX sees it: its jaxpr, the constants it closes over, the trees of arguments and results."""
 
     jaxpr: Any
     consts: tuple
@@ -99,9 +99,13 @@ def scan_counts(eqn: Eqn) -> tuple[int, int, int]:
     """(length, constants, carried values) of a scan, told by shape: stacked operands have one axis more than
     the body's, and the parameters that say it differ between releases."""
     body, _ = open_jaxpr(eqn.params["jaxpr"])
-    stacked = sum(a.aval.ndim != b.aval.ndim for a, b in zip(eqn.invars, body.invars, strict=True))
-    carried = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, body.outvars, strict=True))
+    stacked = sum(_rank(a) != _rank(b) for a, b in zip(eqn.invars, body.invars, strict=True))
+    carried = sum(_rank(a) == _rank(b) for a, b in zip(eqn.outvars, body.outvars, strict=True))
     return eqn.params["length"], len(eqn.invars) - stacked - carried, carried
+
+
+def _rank(atom) -> int:
+    return len(atom.aval.shape)
 
 
 def source_line(eqn: Eqn) -> str:

@@ -3,10 +3,12 @@
 A region is a mesh of PEs with axes `y` (rows) and `x` (columns). A `Layout` says into how many parts each dimension
 of an array is cut along each axis. Several dimensions cut along one axis nest, the first outermost: its parts get
 segments of equal length, which the next dimension divides again. A dimension cut along both axes is cut into all
-y * x parts; which axis is outer follows from how the layout came to be, and the tiles are as large either way. The PEs of a segment that no further dimension divides all hold the same part (replication).
+y * x parts; which axis is outer follows from how the layout came to be, and the tiles are as large either way. The
+PEs of a segment that no further dimension divides all hold the same part (replication).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -44,7 +46,7 @@ class Layout:
 
     def local(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The tile of the fullest PE, elements a dimension."""
-        return tuple(-(-(-(-n // y)) // x) for n, y, x in zip(shape, self.y, self.x, strict=True))
+        return tuple(-(-n // (y * x)) for n, y, x in zip(shape, self.y, self.x, strict=True))
 
     def size(self, shape: tuple[int, ...]) -> int:
         """Elements of that tile."""
@@ -193,7 +195,7 @@ def _blocks(parts: tuple[int, ...], shape: tuple[int, ...], pes: int) -> tuple[n
     return start, np.minimum(start + tile, shape), active
 
 
-def _owner(parts: tuple[int, ...], shape: tuple[int, ...], pes: int, index: list[np.ndarray]) -> np.ndarray:
+def _owner(parts: tuple[int, ...], shape: tuple[int, ...], pes: int, index: Sequence[np.ndarray]) -> np.ndarray:
     """The first PE of an axis that holds each element; `index` has one array a dimension."""
     owner = np.zeros(np.broadcast_shapes(*(i.shape for i in index)), dtype=np.int64)
     for n, p, stride, i in zip(shape, parts, strides(parts, pes), index, strict=True):

@@ -65,7 +65,7 @@ class _Known:
 
     def __init__(self, value):
         self.value = value
-        self.atom = None
+        self.atom: Any = None
 
 
 class _Builder:
@@ -165,7 +165,9 @@ class _Builder:
             carry, rows[i] = results[:ncarry], results[ncarry:]
         columns = list(zip(*rows, strict=True)) if length else []
         if not length and len(eqn.outvars) > ncarry:
-            raise UnsupportedError(f"'scan' of no steps at {jaxapi.source_line(eqn)} has results to stack: give it a step")
+            raise UnsupportedError(
+                f"'scan' of no steps at {jaxapi.source_line(eqn)} has results to stack: give it a step"
+            )
         return [*carry, *(self._helper(_stack, c, caller) for c in columns)]
 
     def _helper(self, fn, operands, caller):

@@ -77,7 +77,9 @@ class _Placer:
         first = programs[0]
         self.stages = first.stages
         templates = [s.template for s in self.stages]
-        self.count = {i: templates.count(templates[i]) for i in range(len(templates)) if templates.index(templates[i]) == i}
+        self.count = {
+            i: templates.count(templates[i]) for i in range(len(templates)) if templates.index(templates[i]) == i
+        }
         self.like = [templates.index(t) for t in templates]  # the first stage of the same template
         self.usable = int(wafer.sram_bytes - wafer.code_bytes)
         self.least = {i: max(1, -(-first.stored(i) // self.usable)) for i in self.count}
@@ -188,9 +190,10 @@ class _Placer:
             f"{self.usable:,} usable bytes each; {self.limit or 'each'} {self.wafer.name} has {int(self.wafer.pes):,}."
         )
         if fewest is not None:
-            return FitError(f"{message} It is over by {needed - (self.limit or 1) * int(self.wafer.pes):,} PEs: give it wafers={fewest} or more.")
+            over = needed - (self.limit or 1) * int(self.wafer.pes)
+            return FitError(f"{message} It is over by {over:,} PEs: give it wafers={fewest} or more.")
         return FitError(
             f"{message} The largest stage, '{self.stages[big].name}', alone needs {self.least[big]:,}; with buffers no "
-            f"region was found whose PEs stay within {int(self.wafer.sram_bytes):,} B. Use more wafers, a shorter context, "
-            f"a smaller batch or prefill chunk, or a smaller dtype."
+            f"region was found whose PEs stay within {int(self.wafer.sram_bytes):,} B. Use more wafers, a shorter "
+            f"context, a smaller batch or prefill chunk, or a smaller dtype."
         )

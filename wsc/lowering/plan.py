@@ -21,7 +21,7 @@ SMALL = 0.02  # a stage with less than this share of the largest stage's weights
 
 @dataclass
 class Stage:
-    """Equations of one stage: control, views of weights, then `data` in program order; `data` tells those on the critical path from views and control."""
+    """Equations of one stage: control first, then views of weights, then those on the critical path (`data`)."""
 
     name: str
     eqns: list[Any] = field(default_factory=list)
@@ -203,7 +203,9 @@ def _signature(stage: Stage, roles: Roles) -> tuple:
         refs = []
         for a in eqn.invars:
             if isinstance(a, Literal):
-                refs.append(("literal", a.aval.str_short(), np.asarray(a.val).tobytes() if np.ndim(a.val) == 0 else id(a)))
+                refs.append(
+                    ("literal", a.aval.str_short(), np.asarray(a.val).tobytes() if np.ndim(a.val) == 0 else id(a))
+                )
             else:
                 refs.append(local.setdefault(a, (len(local), roles.of(a), a.aval.shape, str(a.aval.dtype))))
         for v in eqn.outvars:

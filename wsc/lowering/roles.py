@@ -50,7 +50,7 @@ class Roles:
 def find_roles(normal: Normal, names: tuple[str, ...], weight_leaves: frozenset[int]) -> Roles:
     """Kinds by one forward pass; the argument leaves in `weight_leaves` are weights."""
     jaxpr = normal.jaxpr
-    kind: dict = {v: "constant" for v in jaxpr.constvars}
+    kind: dict = dict.fromkeys(jaxpr.constvars, "constant")
     weights: dict = {}
     states = _states(jaxpr, weight_leaves)
     for i, v in enumerate(jaxpr.invars):
@@ -117,5 +117,4 @@ def _np_dtype(aval):
 def _clean(name: str) -> str:
     """`model.layers[0].q.kernel.value` -> `model.layers[0].q.kernel`, `p['a']['b']` -> `p.a.b`."""
     name = re.sub(r"\[<flat index \d+>\]|\.(value|raw_value|get_value\(\))$|\[\.\.\.\]$", "", name)
-    name = re.sub(r"\['([^']+)'\]", r".\1", name)
-    return name
+    return re.sub(r"\['([^']+)'\]", r".\1", name)

@@ -95,7 +95,9 @@ class _Tiler:
         self._lay_exports(ops)
         weights = [s for p, v in enumerate(self.stage.weights) for s in self._stored(p, v)]
         states = [
-            Stored(p, self.at.get(v) or default_layout(v.aval.shape, self.where.grid), v.aval.shape, v.aval.dtype.itemsize)
+            Stored(
+                p, self.at.get(v) or default_layout(v.aval.shape, self.where.grid), v.aval.shape, v.aval.dtype.itemsize
+            )
             for p, v in enumerate(self.stage.states)
         ]
         tiled = TiledStage(self.where.grid, self.where.wafer, ops, weights, states)
@@ -117,7 +119,9 @@ class _Tiler:
                 self.at[atom] = want  # state, at its first use
             elif operand.layout != want and (atom, want) not in self.came:
                 self.came.add((atom, want))
-                steps += relayout(operand.shape, operand.itemsize, operand.layout, want, self.where.grid, self.where.wafer)
+                steps += relayout(
+                    operand.shape, operand.itemsize, operand.layout, want, self.where.grid, self.where.wafer
+                )
         for v, layout in zip(eqn.outvars, lowered.outs, strict=True):
             self.at[v] = layout
         return TiledOp(lowered.ins, lowered.outs, (*steps, *lowered.steps))
@@ -174,7 +178,7 @@ class _Tiler:
         Renames share their operand's bytes; state is updated in place."""
         root: dict = {}
         last: dict = {}
-        first = {v: 0 for v in self.stage.entries}
+        first = dict.fromkeys(self.stage.entries, 0)
         for n, eqn in enumerate(self.stage.eqns):
             operands = [root.get(a, a) for a in eqn.invars if not isinstance(a, Literal)]
             last.update((a, n) for a in operands)
@@ -211,7 +215,7 @@ def _no_rule(eqn, stage: str) -> str:
     scope = jaxapi.scope(eqn)
     return (
         f"no rule for primitive '{eqn.primitive.name}' ({shapes}) in stage '{stage}'"
-        f"{f', scope {scope!r}' if scope else ''}, from {jaxapi.source_line(eqn)}. wsc gives every op a cost or none of "
-        f"them: write it with supported primitives, keep it outside the compiled function, or register a rule with "
+        f"{f', scope {scope!r}' if scope else ''}, from {jaxapi.source_line(eqn)}. wsc gives every op a cost or none: "
+        f"write it with supported primitives, keep it outside the compiled function, or register a rule with "
         f"wsc.lowering.rules.rule('{eqn.primitive.name}')."
     )

@@ -41,10 +41,14 @@ class Wafer:
     fmac32_per_cycle: float = _number(1.0, "1/cycle", "measured", "fp32 FMAC of 14 elements: 15 cycles")
     vector16_per_cycle: float = _number(8.0, "1/cycle", "published", "fp16 lanes of WSE-3")
     vector32_per_cycle: float = _number(2.0, "1/cycle", "published", "fp32 add, multiply, move")
-    call_cycles: float = _number(6.3, "cycles", "fitted", "one vector instruction inside a map: WaferLLM, 9 decode rows")
+    call_cycles: float = _number(
+        6.3, "cycles", "fitted", "one vector instruction inside a map: WaferLLM, 9 decode rows"
+    )
     transcendental_cycles: float = _number(115.0, "cycles", "fitted", "scalar exp or silu: WaferLLM, 9 decode rows")
     division_cycles: float = _number(50.0, "cycles", "measured", "software float division")
-    task_cycles: float = _number(10.0, "cycles", "measured", "one task switch, charged once a fabric step: what arrives starts a task")
+    task_cycles: float = _number(
+        10.0, "cycles", "measured", "one task switch, charged once a fabric step: what arrives starts a task"
+    )
     hop_cycles: float = _number(1.0, "cycles", "published", "router to router")
     ramp_cycles: float = _number(2.0, "cycles", "measured", "T_R of the HPDC 2024 reduce model, each way")
     wavelet_bytes: int = _number(4, "B", "published", "32-bit payload: two fp16 or one fp32")
@@ -75,7 +79,9 @@ class Wafer:
 
     def sources(self) -> list[dict]:
         """Every number with its unit, kind and source, one dict a row."""
-        return [{"name": f.name, "value": getattr(self, f.name), **f.metadata} for f in fields(self) if f.name != "name"]
+        return [
+            {"name": f.name, "value": getattr(self, f.name), **f.metadata} for f in fields(self) if f.name != "name"
+        ]
 
 
 WSE3 = Wafer(name="WSE-3")

@@ -86,7 +86,7 @@ class Executable:
         """Where the bytes are, summed over all PEs of all regions."""
         stages = self.program.stages
         weights = [w for s in stages for w in s.weights]
-        by_kind = {kind: 0 for kind in ("code", "state", "buffer")}
+        by_kind = dict.fromkeys(("code", "state", "buffer"), 0)
         for stage in stages:
             for a in stage.memory:
                 if a.kind in by_kind:
@@ -119,7 +119,7 @@ class Executable:
         t = self.telemetry
         return (
             f"<wsc {type(self).__name__}: {len(self.program.stages)} stages, {t.cycles:,.0f} cycles "
-            f"({t.seconds * 1e6:,.1f} us) on {self.program.wafers} x {self.program.wafer.name}, {self.program.conditions}>"
+            f"({t.seconds * 1e6:,.1f} us) on {self.program.wafers} x {t.wafer.name}, {self.program.conditions}>"
         )
 
     def _bound_leaves(self) -> tuple:

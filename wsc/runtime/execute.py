@@ -197,7 +197,9 @@ def _products(tiles: list, outer: int, inner: int, dtype):
     """Tiles of one element along what is contracted: plain products, which XLA fuses with the sum that follows."""
     lhs, rhs = (t.astype(dtype).reshape(*t.shape[:outer], *t.shape[outer + inner :]) for t in tiles)
     free = lhs.ndim - outer, rhs.ndim - outer
-    return lhs.reshape(*lhs.shape, *(1,) * free[1]) * rhs.reshape(*rhs.shape[:outer], *(1,) * free[0], *rhs.shape[outer:])
+    return lhs.reshape(*lhs.shape, *(1,) * free[1]) * rhs.reshape(
+        *rhs.shape[:outer], *(1,) * free[0], *rhs.shape[outer:]
+    )
 
 
 def _sum_in_order(op: PlacedOp, values: list, ready: None):

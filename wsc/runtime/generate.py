@@ -14,7 +14,6 @@ from wsc.program import Program
 from wsc.runtime.executable import Executable
 from wsc.runtime.sampling import Sampling
 
-
 SHORT_PROMPT = 32  # tokens; up to here a first prompt goes through decode, sooner done than compiling prefill too
 
 
@@ -24,7 +23,9 @@ class LanguageModel(Executable):
     What is read off it (cost, report) is one decode step: one token for each user with the whole context in use.
     """
 
-    def __init__(self, model: Any, program: Program, traced: Traced, prefill: Executable, order: str, context: int, batch: int):
+    def __init__(
+        self, model: Any, program: Program, traced: Traced, prefill: Executable, order: str, context: int, batch: int
+    ):
         super().__init__(program, traced, order, bound=tuple(jax.tree.leaves(model)))
         self.model, self.prefill, self.context, self.batch = model, prefill, context, batch
 

@@ -144,4 +144,5 @@ class Telemetry:
         return self.wafer.peak_sram_bytes_per_second * self.program.wafers
 
     def __repr__(self) -> str:
-        return f"<Telemetry: {self.cycles:,.0f} cycles, {self.seconds * 1e6:,.1f} us on {self.wafer.name}, {self.program.conditions}>"
+        figures = f"{self.cycles:,.0f} cycles, {self.seconds * 1e6:,.1f} us"
+        return f"<Telemetry: {figures} on {self.wafer.name}, {self.program.conditions}>"

@@ -6,11 +6,11 @@ from wsc.machine.cost import cost
 
 # One vector instruction each, unless a count says otherwise.
 VECTOR = (
-    "abs add add_any and bitcast_convert_type ceil clamp conj convert_element_type eq eq_to floor ge gt imag is_finite le "
-    "le_to lt lt_to max min mul ne neg not or population_count real reduce_precision round select_n shift_left "
-    "shift_right_arithmetic shift_right_logical sign square sub xor clz nextafter"
+    "abs add add_any and bitcast_convert_type ceil clamp clz conj convert_element_type copysign eq eq_to floor ge gt "
+    "imag is_finite le le_to lt lt_to max min mul ne neg nextafter not or population_count real reduce_precision round "
+    "select_n shift_left shift_right_arithmetic shift_right_logical sign square sub xor"
 ).split()
-DIVIDE = "div rem".split()
+DIVIDE = ("div", "rem")
 TRANSCENDENTAL = (
     "acos acosh asin asinh atan atan2 atanh cbrt cos cosh digamma erf erf_inv erfc exp exp2 expm1 lgamma log log1p "
     "logistic pow rsqrt sin sinh sqrt tan tanh"
@@ -41,7 +41,7 @@ def lower_elementwise(op: Op, where: Where, kind: str, calls: int = 1) -> Lowere
 
 
 def _shared(layout: Layout, shape: tuple[int, ...], kind: str, where: Where) -> Layout:
-    """Slow operations are not repeated on every PE that holds a copy, if putting the shares together again is cheaper."""
+    """Slow operations are shared by the PEs that hold a copy, if putting the shares together again is cheaper."""
     for axis in "yx":
         shared = shared_out(layout, shape, axis, getattr(where.grid, axis))
         saved = vector(layout, shape, 4, where, kind), vector(shared, shape, 4, where, kind)

@@ -11,7 +11,9 @@ VIEWS = {"reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim", "
 THROUGH = VIEWS | _ELEMENTWISE
 
 
-def pull(name: str, params: dict, in_shapes: list[tuple[int, ...]], out_shape: tuple[int, ...], at: Layout) -> list[Layout]:
+def pull(
+    name: str, params: dict, in_shapes: list[tuple[int, ...]], out_shape: tuple[int, ...], at: Layout
+) -> list[Layout]:
     """The layouts of the operands of an op whose result is wanted as `at`."""
     first = in_shapes[0] if in_shapes else ()
     rest = [whole(len(s)) for s in in_shapes[1:]]

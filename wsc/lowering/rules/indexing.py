@@ -1,8 +1,8 @@
 """Gathers, updates, and ops that run along a dimension."""
 
-from wsc.lowering.layout import Layout, Step, cut, strides, wavelets, whole
+from wsc.lowering.layout import Layout, cut, strides, wavelets, whole
 from wsc.lowering.rules.registry import Lowered, Op, Operand, Where, rule, vector
-from wsc.machine.steps import Multicast
+from wsc.machine.steps import Multicast, Step
 
 
 def _send(layout: Layout, shape, itemsize: int, axis: str, segment: int, where: Where) -> Multicast:
@@ -32,7 +32,7 @@ def gather_rule(op: Op, where: Where) -> Lowered:
     source = [next(windows) if d in numbers.offset_dims else None for d in range(len(shape))]
     source = [d if d is not None and d not in looked_up else None for d in source]
     out_at = at.take(source)
-    steps = [vector(out_at, shape, table.itemsize, where, flops=0)]
+    steps: list[Step] = [vector(out_at, shape, table.itemsize, where, flops=0)]
     for axis in "xy":
         parts, pes = at.along(axis), getattr(where.grid, axis)
         if any(parts[d] > 1 for d in looked_up):
@@ -47,7 +47,7 @@ def dynamic_slice_rule(op: Op, where: Where) -> Lowered:
     at = operand.laid()
     changed = [d for d in range(operand.rank) if shape[d] != operand.shape[d]]
     out_at = at.uncut(changed)
-    steps = [vector(out_at, shape, operand.itemsize, where, flops=0)]
+    steps: list[Step] = [vector(out_at, shape, operand.itemsize, where, flops=0)]
     for axis in "xy":
         if any(at.along(axis)[d] > 1 for d in changed):
             segment = strides(out_at.along(axis), getattr(where.grid, axis))[-1]
@@ -63,7 +63,7 @@ def _state_layout(state: Operand, update: Operand, where: Where) -> Layout:
     )
     if growing is None:
         return at
-    axis = min("yx", key=lambda a: at.along(a).count(1) == state.rank and -1 or max(at.along(a)))
+    axis = min("yx", key=lambda a: (at.along(a).count(1) == state.rank and -1) or max(at.along(a)))
     at = at.uncut([growing])
     if max(at.along(axis)) > 1:
         return at

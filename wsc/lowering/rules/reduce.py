@@ -7,7 +7,9 @@ from wsc.lowering.rules.registry import Lowered, Op, Where, rule, vector
 from wsc.machine.steps import Step
 
 
-@rule("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin")
+@rule(
+    "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin"
+)
 def reduce_rule(op: Op, where: Where) -> Lowered:
     operand, axes = op.ins[0], tuple(op.params["axes"])
     at = operand.laid()

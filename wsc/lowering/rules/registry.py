@@ -86,7 +86,9 @@ def default_layout(shape: tuple[int, ...], grid: Grid) -> Layout:
     return lay(shape, "y", [len(shape) - 1], grid.y) if shape else whole(0)
 
 
-def vector(layout: Layout, shape, itemsize: int, where: Where, kind: str = "vector", calls: int = 1, flops: int = 1) -> Compute:
+def vector(
+    layout: Layout, shape, itemsize: int, where: Where, kind: str = "vector", calls: int = 1, flops: int = 1
+) -> Compute:
     """One instruction (or `calls`) over a PE's tile of an array; `flops` useful operations an element."""
     pes = min(where.grid.pes, layout.parts.pes * layout.copies(where.grid))
     return Compute(kind, calls, layout.size(shape), itemsize, flops * math.prod(shape), pes)

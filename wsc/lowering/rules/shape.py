@@ -108,7 +108,9 @@ def _slices(op: Op, where: Where, starts: list[tuple[int, ...]], stride: tuple[i
             out_at = out_at.with_axis(axis, parts)
             beside = math.prod(n for d, n in enumerate(out_at.local(shape)) if parts[d] == 1 and before[d] == 1)
             source = (operand.shape, before)
-            steps += exchange(shape, source, parts, start, stride, beside, axis, where.grid, operand.itemsize, where.wafer)
+            steps += exchange(
+                shape, source, parts, start, stride, beside, axis, where.grid, operand.itemsize, where.wafer
+            )
         outs.append(out_at)
     return Lowered((at,), tuple(outs), tuple(steps))
 
