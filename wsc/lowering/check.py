@@ -13,6 +13,8 @@ def check(programs: list[Program]) -> None:
     for program in programs:
         for i, stage in enumerate(program.stages):
             _inside(program, stage)
+            if any(source is not None and source >= i for _, source, _ in stage.arrivals):
+                raise BrokenRule(f"stage {stage.name} waits for a later one")
             if i and not program.stages[i - 1].region.touches(stage.region):
                 raise BrokenRule(f"stage {stage.name} does not touch the one before it")
         _apart(program)

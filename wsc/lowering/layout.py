@@ -172,14 +172,19 @@ def wavelets(elements: int, itemsize: int, wafer: Wafer) -> int:
     return -(-elements * itemsize // wafer.wavelet_bytes)
 
 
-def all_reduce(participants: int, spacing: int, elements: int, itemsize: int, grid: Grid, wafer: Wafer) -> list[Step]:
-    """All-reduce among `participants` PEs of a line, `spacing` hops apart, by the cheapest algorithm."""
+def all_reduce(at: Layout, dims, axis: str, elements: int, itemsize: int, grid: Grid, wafer: Wafer) -> list[Step]:
+    """All-reduce of `elements` among the PEs of an axis that hold different parts of `dims`, by the cheapest algorithm.
+    Every copy and every line across takes part on its own."""
+    parts, pes = at.along(axis), getattr(grid, axis)
+    participants = math.prod(parts[d] for d in dims)
     if participants <= 1:
         return []
+    spacing = min(s for d, s in enumerate(strides(parts, pes)) if d in dims and parts[d] > 1)
     span = (participants - 1) * spacing
+    lines = grid.pes // pes * strides(parts, pes)[-1] * math.prod(p for d, p in enumerate(parts) if d not in dims)
     words = wavelets(elements, itemsize, wafer)
     name = collectives.cheapest_reduce(participants, words, span * wafer.hop_cycles, 2 * wafer.ramp_cycles + 1)
-    return [AllReduce(name, participants, span, words, max(1, grid.pes // participants))]
+    return [AllReduce(name, participants, span, words, lines)]
 
 
 def _blocks(parts: tuple[int, ...], shape: tuple[int, ...], pes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -316,7 +321,7 @@ def default_extent(limit: int) -> list[int]:
     >>> default_extent(24)
     [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 15, 16, 18, 20, 24]
     """
-    powers = {1 << e for e in range(limit.bit_length())} | {limit // n for n in range(1, 25)}
+    powers = {1 << e for e in range(limit.bit_length())} | {limit // n for n in range(1, min(limit, 24) + 1)}
     even = {limit // n for n in range(1, limit + 1)}
     round_ones = {m * p for p in powers for m in (3, 5, 7, 9)}
     found: list[int] = []

@@ -59,10 +59,10 @@ def stage_key(weight: Weight) -> str:
     ('embed', 'blocks[7]')
     """
     parts = re.findall(r"[^.\[\]]+|\[\d+\]", weight.path)
-    parts, leaf = parts[1:-1], parts[-1]
+    parts = parts[1:-1]
     parts = parts[1:] if parts[:1] == ["params"] else parts
     if weight.index is not None:
-        return f"{parts[0] if parts else leaf}[{weight.index}]"
+        return f"{parts[0] if parts else 'layers'}[{weight.index}]"
     for i, part in enumerate(parts):
         if re.fullmatch(r"\[?\d+\]?", part):
             return (".".join(parts[:i]) or "layer") + f"[{part.strip('[]')}]"
@@ -130,7 +130,7 @@ def _push_later(eqns, data, used, place: list[int], roles: Roles) -> None:
         for a in eqns[i].invars:
             if not isinstance(a, Literal) and a in maker:
                 users[maker[a]].append(n)
-    late = list(place)
+    first, late = list(place), list(place)
     for n in reversed(range(len(data))):
         if not used[n] and users[n]:
             late[n] = max(place[n], min(late[u] for u in users[n]))
@@ -150,6 +150,8 @@ def _push_later(eqns, data, used, place: list[int], roles: Roles) -> None:
         small = len(set(fresh)) == 1 and sum(v.aval.size for v in eqns[data[fresh[0]]].outvars) <= size
         if operands and not states and (not fresh or small):
             place[n] = late[n]
+    for n in reversed(range(len(data))):  # not after a user that stayed
+        place[n] = max(first[n], min([place[n], *(place[u] for u in users[n])]))
 
 
 def _fill(stages: list[Stage], normal: Normal, roles: Roles, data, views, place) -> None:

@@ -84,30 +84,33 @@ class _Stationary:
 
 
 def _stationary(program: Program, placed: dict[int, PlacedOp]) -> _Stationary:
-    made = {v: e for e in program.jaxpr.eqns for v in e.outvars}
-    kept = {v for s in program.stages for op in s.ops if not op.control and op.weights for v in op.eqn.outvars}
-    kept -= {v for op in placed.values() for v in op.eqn.outvars}
-    dots, views = [], set()
-    for op in placed.values():
-        if op.name != "dot_general" or not op.weights:
-            continue
-        for side in (0, 1):
-            chain, todo = set(), [op.eqn.invars[side]]
-            weights = {v for v in todo if v in program.weight_vars}
-            while todo:
-                v = todo.pop()
-                if isinstance(v, Literal) or v in program.weight_vars or v in program.jaxpr.constvars:
-                    continue
-                if v not in made or v not in kept:
-                    break
-                chain.add(v)
-                todo += made[v].invars
-                weights |= {a for a in made[v].invars if not isinstance(a, Literal) and a in program.weight_vars}
-            else:
-                if weights and not _free(op, side):
-                    dots.append((op, side))
-                    views |= chain
-    return _Stationary(dots, views)
+    """Follow the stored weights through equations that read nothing else."""
+    stored = {v for v in program.jaxpr.invars if v in program.weight_vars}
+    views = set()
+    for eqn in program.jaxpr.eqns:
+        read = [a for a in eqn.invars if not isinstance(a, Literal) and a not in program.jaxpr.constvars]
+        row = eqn.outvars[0] in program.weight_vars  # of a stacked weight
+        if row or (read and all(a in stored for a in read) and id(eqn) not in placed):
+            stored |= set(eqn.outvars)
+            views |= set(eqn.outvars)
+    dots = [
+        (op, side)
+        for op in placed.values()
+        for side in (0, 1)
+        if op.name == "dot_general" and _is_in(op.eqn.invars[side], stored) and not _free(op, side)
+    ]
+    needed, made = set(), {v: e for e in program.jaxpr.eqns for v in e.outvars if v in views}
+    todo = [op.eqn.invars[side] for op, side in dots]
+    while todo:
+        v = todo.pop()
+        if v in made and v not in needed:
+            needed.add(v)
+            todo += [a for a in made[v].invars if not isinstance(a, Literal)]
+    return _Stationary(dots, needed)
+
+
+def _is_in(atom, variables: set) -> bool:
+    return not isinstance(atom, Literal) and atom in variables
 
 
 def _free(op: PlacedOp, side: int) -> bool:

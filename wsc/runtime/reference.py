@@ -106,7 +106,8 @@ def _dot(op: PlacedOp, lhs: np.ndarray, rhs: np.ndarray) -> np.ndarray:
         mine = lhs[tuple(pieces.get(d, slice(None)) for d in range(lhs.ndim))]
         other = {b: pieces[a] for a, b in zip(k_lhs, k_rhs, strict=True)}
         theirs = rhs[tuple(other.get(d, slice(None)) for d in range(rhs.ndim))]
-        return np.einsum(formula, mine.astype(dtype), theirs.astype(dtype))
+        exact = np.promote_types(dtype, np.float32) if dtype.itemsize < 4 else dtype  # numpy has no bfloat16 products
+        return np.einsum(formula, mine.astype(exact), theirs.astype(exact)).astype(dtype)
 
     return _over_pes(op, at, lhs.shape, tuple(k_lhs), work).astype(dtype)
 

@@ -7,7 +7,7 @@ is then stored the other way round, so no transpose ever moves.
 
 import math
 
-from wsc.lowering.layout import Layout, all_reduce, nest, shared_out, strides, whole
+from wsc.lowering.layout import Layout, all_reduce, nest, shared_out, whole
 from wsc.lowering.rules.registry import Lowered, Op, Operand, Where, rule
 from wsc.machine.cost import cost
 from wsc.machine.steps import Compute, Step
@@ -57,10 +57,10 @@ def dot_rule(op: Op, where: Where) -> Lowered:
     itemsize = max(still.itemsize, moving.itemsize)
     steps: list[Step] = [_multiply(tile, flops, pes, itemsize, where.wafer)]
     for axis in "xy":
-        participants, spacing = _line(still_at.along(axis), k_still, getattr(where.grid, axis))
         size = out_at.size(out_shape)
-        steps += all_reduce(participants, spacing, size, op.out_itemsizes[0], where.grid, where.wafer)
-        if participants > 1 and any(still_at.along(axis)[d] > 1 for d in b_still):
+        added = all_reduce(still_at, k_still, axis, size, op.out_itemsizes[0], where.grid, where.wafer)
+        steps += added
+        if added and any(still_at.along(axis)[d] > 1 for d in b_still):
             out_at = shared_out(out_at, out_shape, axis, getattr(where.grid, axis))
     ins = (still_at, moving_at) if stays == 0 else (moving_at, still_at)
     return Lowered(ins, (out_at,), tuple(steps))
@@ -106,13 +106,6 @@ def _come_to(still_at: Layout, moving: Operand, k_still, k_moving, b_still, b_mo
                 parts[d] = moving.laid().along(axis)[d]
         wanted = wanted.with_axis(axis, parts)
     return wanted
-
-
-def _line(parts: tuple[int, ...], k_dims: tuple[int, ...], pes: int) -> tuple[int, int]:
-    """(participants, hops between neighbours) of the reduce along one axis."""
-    steps = strides(parts, pes)
-    spacing = min((steps[d] for d in k_dims if parts[d] > 1), default=1)
-    return math.prod(parts[d] for d in k_dims), spacing
 
 
 def _multiply(tile: dict[str, int], flops: int, pes: int, itemsize: int, wafer: Wafer) -> Compute:

@@ -1,8 +1,6 @@
 """Reductions: each PE reduces its tile, then the PEs that share a result all-reduce it."""
 
-import math
-
-from wsc.lowering.layout import all_reduce, strides
+from wsc.lowering.layout import all_reduce
 from wsc.lowering.rules.registry import Lowered, Op, Where, rule, vector
 from wsc.machine.steps import Step
 
@@ -24,9 +22,6 @@ def reduce_rule(op: Op, where: Where) -> Lowered:
     itemsize = max(operand.itemsize, op.out_itemsizes[0])
     steps: list[Step] = [vector(at, operand.shape, operand.itemsize, where, calls=words)]
     for axis in "xy":
-        parts = at.along(axis)
-        participants = math.prod(parts[d] for d in axes)
-        spacing = min((strides(parts, getattr(where.grid, axis))[d] for d in axes if parts[d] > 1), default=1)
         elements = words * out_at.size(shape)
-        steps += all_reduce(participants, spacing, elements, itemsize, where.grid, where.wafer)
+        steps += all_reduce(at, axes, axis, elements, itemsize, where.grid, where.wafer)
     return Lowered((at,), (out_at,), tuple(steps))

@@ -159,6 +159,15 @@ def _spread(shape, parts, new_shape, new_parts, offset, beside, axis, where: Whe
     return exchange(shape, (new_shape, new_parts), parts, offset, one, beside, axis, where.grid, itemsize, where.wafer)
 
 
+@rule("tile")
+def tile_rule(op: Op, where: Where) -> Lowered:
+    """Repeated dimensions are put together first; every PE then writes its part of the copies."""
+    shape, reps, now = op.out_shapes[0], op.params["reps"], op.ins[0].laid()
+    at = now.uncut(d for d, r in enumerate(reps) if r > 1)
+    out_at = Layout(*(tuple(cut(n, p) for n, p in zip(shape, parts, strict=True)) for parts in (now.y, now.x)))
+    return Lowered((at,), (out_at,), (vector(out_at, shape, op.out_itemsizes[0], where, flops=0),))
+
+
 @rule("stack")
 def stack_rule(op: Op, where: Where) -> Lowered:
     shape, dim = op.out_shapes[0], op.params["axis"]
