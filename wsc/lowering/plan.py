@@ -59,7 +59,7 @@ def stage_key(weight: Weight) -> str:
     ('embed', 'blocks[7]')
     """
     parts = re.findall(r"[^.\[\]]+|\[\d+\]", weight.path)
-    parts = parts[1:-1]
+    parts = parts[1:] if parts[-1].startswith("[") else parts[1:-1]
     parts = parts[1:] if parts[:1] == ["params"] else parts
     if weight.index is not None:
         return f"{parts[0] if parts else 'layers'}[{weight.index}]"

@@ -43,12 +43,20 @@ def tree(pes: int, wavelets: float, span: float, relay: float) -> tuple[float, f
 
 
 def two_phase(pes: int, wavelets: float, span: float, relay: float) -> tuple[float, float]:
-    """Chains within groups of S, then one over the groups: `max(2B, 2B*(P-S)/(P-1) + P-1) + (2S-2)*(2*T_R+1)`."""
+    """Chains within groups of S, then one over the G = ceil(P/S) groups: `max(2B, B*E/(P-1) + P-1) + (2*T_R+1)*D`
+    with E = (S-1)*G + (G-1)*S hops a wavelet and D = S-1 + G-1, which gives the published table exactly."""
     size = group_size(pes)
-    dependent = (size - 1) + (math.ceil(pes / size) - 1)
-    whole = max(2 * wavelets, 2 * wavelets * (pes - size) / (pes - 1) + span) + relay * dependent
+    groups = math.ceil(pes / size)
+    dependent = (size - 1) + (groups - 1)
+    whole = max(2 * wavelets, wavelets * _two_phase_hops(pes) / (pes - 1) + span) + relay * dependent
     latency = span + relay * dependent
     return latency, whole - latency
+
+
+def _two_phase_hops(pes: int) -> int:
+    size = group_size(pes)
+    groups = math.ceil(pes / size)
+    return (size - 1) * groups + (groups - 1) * size
 
 
 _FORMS = {"chain": chain, "tree": tree, "two_phase": two_phase}
@@ -78,5 +86,4 @@ def reduce_wavelet_hops(algorithm: str, pes: int, wavelets: float, span: float) 
         return wavelets * span
     if algorithm == "tree":
         return wavelets * spacing * pes * math.ceil(math.log2(pes)) / 2
-    size = group_size(pes)
-    return wavelets * spacing * ((pes - math.ceil(pes / size)) + (pes - size))
+    return wavelets * spacing * _two_phase_hops(pes)

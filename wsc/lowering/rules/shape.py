@@ -44,7 +44,8 @@ def reshape_rule(op: Op, where: Where) -> Lowered:
                 continue
             old_sizes, new_sizes = tuple(operand.shape[d] for d in old), tuple(new_shape[d] for d in new)
             pes = getattr(where.grid, axis)
-            chosen = parts if old_sizes == new_sizes else nest(new_sizes, pes)
+            left = tuple(-(-new_shape[d] // new_parts["y"][d]) for d in new)  # what the other axis has not cut
+            chosen = parts if old_sizes == new_sizes else nest(left, pes)
             beside = math.prod(n for d, n in enumerate(at.local(operand.shape)) if d not in old)
             steps += regroup(
                 old_sizes, parts, new_sizes, chosen, beside, axis, where.grid, operand.itemsize, where.wafer
@@ -135,6 +136,7 @@ def concatenate_rule(op: Op, where: Where) -> Lowered:
     at = max(laid, key=lambda a: a.parts.pes, default=whole(len(shape)))
     steps: list[Step] = []
     out_at = at
+    wanted = [_no_finer(at, dim, o.shape[dim]) for o in op.ins]
     for axis in "yx":
         if at.along(axis)[dim] == 1:
             continue
@@ -145,12 +147,19 @@ def concatenate_rule(op: Op, where: Where) -> Lowered:
         out_at = out_at.with_axis(axis, parts)
         beside = math.prod(n for d, n in enumerate(out_at.local(shape)) if parts[d] == 1 and at.along(axis)[d] == 1)
         begin = 0
-        for o in op.ins:  # seen from the whole: where each element of this operand goes
+        for o, mine in zip(op.ins, wanted, strict=True):  # seen from the whole: where each element of it goes
             offset = tuple(begin if d == dim else 0 for d in range(len(shape)))
-            steps += _spread(o.shape, at.along(axis), shape, tuple(parts), offset, beside, axis, where, o.itemsize)
+            steps += _spread(o.shape, mine.along(axis), shape, tuple(parts), offset, beside, axis, where, o.itemsize)
             begin += o.shape[dim]
     copy = vector(out_at, shape, op.out_itemsizes[0], where, flops=0)
-    return Lowered((at,) * len(op.ins), (out_at,), (*steps, copy))
+    return Lowered(tuple(wanted), (out_at,), (*steps, copy))
+
+
+def _no_finer(at: Layout, dim: int, n: int) -> Layout:
+    """The layout with dimension `dim`, of n elements, in no more parts than it has elements."""
+    y = cut(n, at.y[dim])
+    x = cut(-(-n // y), at.x[dim])
+    return Layout(*((*p[:dim], c, *p[dim + 1 :]) for p, c in ((at.y, y), (at.x, x))))
 
 
 def _spread(shape, parts, new_shape, new_parts, offset, beside, axis, where: Where, itemsize) -> list[Step]:
