@@ -227,7 +227,9 @@ def test_sum_over_pes_is_in_the_wafers_order():
 )  # fmt: skip
 def test_ops_on_a_cut_value(name, fn):
     """Each op gets a value that a matrix product has left cut over PEs."""
-    exe = run_everywhere(lambda w, x: fn(x @ w), normal(21, 48), normal(3, 21), weight_argnums=0)
+    exe = run_everywhere(
+        lambda w, x: fn(x @ w), normal(21, 48), normal(3, 21), weight_argnums=0, wafer=small(usable=4096)
+    )
     assert most_parts(exe.program) > 1
 
 

@@ -84,7 +84,8 @@ def rescope(eqn: Eqn, caller: Eqn | None, invars: list, outvars: list) -> Eqn:
     info = eqn.source_info
     if caller is not None:
         stack = caller.source_info.name_stack + info.name_stack
-        traceback = info.traceback if info.traceback is not None else caller.source_info.traceback
+        inside = bool(source_info_util.summarize(info)) and info.traceback is not None  # a frame of the user's
+        traceback = info.traceback if inside else caller.source_info.traceback
         info = info.replace(name_stack=stack, traceback=traceback)
     return eqn.replace(invars=invars, outvars=outvars, source_info=info)
 

@@ -123,35 +123,43 @@ def _assign(eqns, data, used, names, roles: Roles) -> tuple[list[str], list[int]
 
 
 def _push_later(eqns, data, used, place: list[int], roles: Roles) -> None:
-    """Move weightless equations to their users' stage where their operands go there anyway or are no larger."""
+    """Move weightless equations to their users' stage where that moves no more bytes between stages.
+
+    Tentatively all of them are moved as far as they can be, and `sources` are the fewest bytes of values that would
+    then have to go along. From the last one back, those that do not go along anyway are weighed against the result.
+    """
     maker = {v: n for n, i in enumerate(data) for v in eqns[i].outvars}
-    users: dict[int, list[int]] = {n: [] for n in range(len(data))}
-    for n, i in enumerate(data):
-        for a in eqns[i].invars:
-            if not isinstance(a, Literal) and a in maker:
-                users[maker[a]].append(n)
+    reads = [[a for a in eqns[i].invars if not isinstance(a, Literal) and not roles.flexible(a)] for i in data]
+    users: dict[Any, set[int]] = {}
+    for n, operands in enumerate(reads):
+        for a in operands:
+            users.setdefault(a, set()).add(n)
+    after = [{u for v in eqns[i].outvars for u in users.get(v, ())} for i in data]
     first, late = list(place), list(place)
     for n in reversed(range(len(data))):
-        if not used[n] and users[n]:
-            late[n] = max(place[n], min(late[u] for u in users[n]))
-    for n, i in enumerate(data):
-        if late[n] == place[n]:
+        fixed = used[n] or not reads[n] or any(roles.of(a) == "state" for a in reads[n])
+        if not fixed and after[n]:
+            late[n] = max(place[n], min(late[u] for u in after[n]))
+
+    sources: list[set] = []
+    for n in range(len(data)):
+        found: set = set()
+        for a in sorted(reads[n], key=lambda a: -_bytes([a])):
+            if any(first[u] >= late[n] for u in users[a]):
+                continue
+            pushed = a in maker and late[maker[a]] > first[maker[a]] and late[maker[a]] >= late[n]
+            options = [sources[maker[a]], {a}] if pushed else [{a}]
+            found |= min(options, key=lambda more: _bytes(more - found))
+        sources.append(found)
+    for n in reversed(range(len(data))):
+        along = [a for a in sources[n] if not any(place[u] >= late[n] for u in users[a] if u != n)]
+        if _bytes(along) > _bytes(eqns[data[n]].outvars) * 17 / 16:  # a scalar more, such as a norm's, decides nothing
             continue
-        operands = [maker[a] for a in eqns[i].invars if not isinstance(a, Literal) and a in maker]
-        states = any(not isinstance(a, Literal) and roles.of(a) == "state" for a in eqns[i].invars)
-        size = sum(v.aval.size for v in eqns[i].outvars)
+        place[n] = max(first[n], min([late[n], *(place[u] for u in after[n])]))
 
-        def goes_along(m, n=n):
-            there = place[m] >= late[n]
-            anyway = any(place[u] >= late[n] for u in users[m] if u != n)
-            return there or anyway
 
-        fresh = [m for m in operands if not goes_along(m)]
-        small = len(set(fresh)) == 1 and sum(v.aval.size for v in eqns[data[fresh[0]]].outvars) <= size
-        if operands and not states and (not fresh or small):
-            place[n] = late[n]
-    for n in reversed(range(len(data))):  # not after a user that stayed
-        place[n] = max(first[n], min([place[n], *(place[u] for u in users[n])]))
+def _bytes(values) -> int:
+    return sum(v.aval.size * v.aval.dtype.itemsize for v in values)
 
 
 def _fill(stages: list[Stage], normal: Normal, roles: Roles, data, views, place) -> None:

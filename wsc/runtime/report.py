@@ -22,7 +22,7 @@ class Report:
         return Group(self._summary(), self._causes(), self._stages(), self._memory())
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=110)
+        console = Console(file=io.StringIO(), width=110, force_jupyter=False)
         console.print(self)
         return console.file.getvalue()  # type: ignore[attr-defined]
 

@@ -12,12 +12,14 @@ from wsc.program import PlacedOp, PlacedStage, Program
 
 @dataclass(frozen=True)
 class StageTimes:
-    """When a stage works, in cycles from the start: input there, control ready, output there."""
+    """When a stage works, in cycles from the start: input there, control ready, output there. `last` is the number
+    of the arrival that came last, None when there is none."""
 
     arrival: float
     control: float
     start: float
     finish: float
+    last: int | None
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,15 @@ class Telemetry:
         """Stages start when their inputs are there; control needs no activation and is worked out while they wait."""
         found: list[StageTimes] = []
         for stage in self.program.stages:
-            arrival = 0.0
-            for _, source, steps in stage.arrivals:
-                ready = found[source].finish if source is not None else 0.0
-                arrival = max(arrival, ready + self.of(steps).cycles)
+            arrival, last = 0.0, None
+            for i, (_, source, steps) in enumerate(stage.arrivals):
+                there = (found[source].finish if source is not None else 0.0) + self.of(steps).cycles
+                if there >= arrival:
+                    arrival, last = there, i
             control = self._part(stage, True).cycles
             start = max(arrival, control)
             finish = start + self._part(stage, False).cycles
-            found.append(StageTimes(arrival, control, start, finish))
+            found.append(StageTimes(arrival, control, start, finish, last))
         return tuple(found)
 
     @cached_property
@@ -61,10 +64,19 @@ class Telemetry:
 
     @cached_property
     def path(self) -> Cost:
-        """The critical path by cause: data ops and moves, plus the waits for control as overhead."""
-        waits = sum(t.start - t.arrival for t in self.times)
-        parts = [self._part(s, False) + self.moves(i) for i, s in enumerate(self.program.stages)]
-        return sum(parts, Cost(overhead=waits))
+        """The critical path by cause, walked back from the last result: its cycles are `cycles`."""
+        stages = self.program.stages
+        ends = [t.finish + self.of(s.departures).cycles for t, s in zip(self.times, stages, strict=True)]
+        at: int | None = ends.index(max(ends))
+        found = self.of(stages[at].departures)
+        while at is not None:
+            stage, times = stages[at], self.times[at]
+            found += self._part(stage, False)
+            if times.control > times.arrival or times.last is None:
+                return found + self._part(stage, True)
+            _, at, steps = stage.arrivals[times.last]
+            found += self.of(steps)
+        return found
 
     def moves(self, i: int) -> Cost:
         """Bringing the input of stage i, and its results to the host."""

@@ -43,7 +43,7 @@ def reshape_rule(op: Op, where: Where) -> Lowered:
             if math.prod(parts) == 1:
                 continue
             old_sizes, new_sizes = tuple(operand.shape[d] for d in old), tuple(new_shape[d] for d in new)
-            pes = getattr(where.grid, axis)
+            pes = getattr(where.grid, axis) * math.prod(parts) // math.prod(at.along(axis))  # others nest beside it
             left = tuple(-(-new_shape[d] // new_parts["y"][d]) for d in new)  # what the other axis has not cut
             chosen = parts if old_sizes == new_sizes else nest(left, pes)
             beside = math.prod(n for d, n in enumerate(at.local(operand.shape)) if d not in old)

@@ -1,0 +1,87 @@
+"""The command as a user runs it: what it prints, its exit codes, one line for an error."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from wsc.cli import app
+
+RUN = CliRunner()
+
+
+def invoke(*args):
+    result = RUN.invoke(app, list(args))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def command(*args):
+    """As a process of its own: the error handling is around the app."""
+    program = [sys.executable, "-W", "ignore", "-c", "from wsc.cli import main; main()", *args]
+    return subprocess.run(program, capture_output=True, text=True, timeout=120)
+
+
+def test_models_lists_every_config():
+    text = invoke("models")
+    rows = json.loads(invoke("models", "--json"))
+    assert {"llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b", "llama-3.2-1b"} <= rows.keys()
+    assert rows["llama-3.1-8b"]["parameters"] == 8_030_261_248
+    assert rows["llama-3.2-1b"]["parameters"] == 1_235_814_400
+    assert "llama-3.1-8b" in text and "8,030,261,248" in text
+
+
+def test_compile_json():
+    found = json.loads(invoke("compile", "llama-3.2-1b", "--context", "128", "--json"))
+    assert found["model"] == "llama-3.2-1b" and found["wafer"] == "WSE-3"
+    assert found["weight_bytes"] == 2 * 1_235_814_400
+    assert found["wafers"] == 1
+    assert found["tokens_per_second"] == pytest.approx(0.875e9 / found["cycles"])
+    assert "context 128" in found["conditions"] and "batch 1" in found["conditions"]
+
+
+def test_compile_text_and_report():
+    text = invoke("compile", "llama-3.2-1b", "--context", "128", "--text", "--wafer", "WSE2")
+    assert text.startswith("program on 1 x WSE-2, decode of 1 token, batch 1, context 128")
+    assert "layers[0]" in text and "AllReduce" in text
+    report = invoke("compile", "llama-3.2-1b", "--context", "128")
+    assert "Where the time goes" in report and "SRAM, all PEs" in report
+
+
+def test_compile_of_a_config_file(tmp_path):
+    config = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for where in (tmp_path, tmp_path / "config.json"):
+        found = json.loads(invoke("compile", str(where), "--context", "32", "--dtype", "float16", "--json"))
+        assert "float16" in found["conditions"] and found["context" if "context" in found else "wafers"]
+
+
+def test_help_and_wrong_calls():
+    assert "compile" in invoke("--help")
+    assert RUN.invoke(app, ["fly"]).exit_code == 2
+    assert RUN.invoke(app, ["compile"]).exit_code == 2
+    assert RUN.invoke(app, ["compile", "llama-3.2-1b", "--context", "many"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["compile", "llama-9-1b"], "llama-9-1b"),
+        (["compile", "llama-3.2-1b", "--wafer", "wse9"], "no wafer named 'wse9': there are wse2, wse3"),
+        (["compile", "llama-3.1-70b", "--wafers", "1"], "wsc: FitError: the program does not fit"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_1(args, message):
+    found = command(*args)
+    assert found.returncode == 1
+    assert found.stdout == ""
+    lines = found.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("wsc: ") and message in lines[0]
+
+
+def test_debug_shows_the_traceback():
+    found = command("--debug", "compile", "llama-3.2-1b", "--wafer", "wse9")
+    assert found.returncode == 1
+    assert "Traceback" in found.stderr and "ArgumentError" in found.stderr

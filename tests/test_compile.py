@@ -1,0 +1,193 @@
+"""The front door: what can be compiled, what is refused and with what words, and facts about known models."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_within_sram, normal, run_everywhere, small
+
+import wsc
+from wsc.errors import ArgumentError, FitError, TraceError, UnsupportedError, WscError
+from wsc.models import Llama
+
+
+def test_the_public_names_are_there():
+    for name in wsc.__all__:
+        assert hasattr(wsc, name)
+    assert all(issubclass(getattr(wsc, n), WscError) for n in wsc.__all__ if n.endswith("Error") and n != "WscError")
+
+
+def dot(w, x):
+    return x @ w
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": "fast"}, "order is 'fast': it must be one of fabric, xla"),
+        ({"wafers": 0}, "wafers is 0: it must be a whole number of at least 1"),
+        ({"wafers": 1.5}, "wafers is 1.5: it must be a whole number"),
+        ({"context": 0}, "context is 0"),
+        ({"context": "long"}, "context is 'long'"),
+        ({"batch": -1}, "batch is -1"),
+        ({"prefill_chunk": 0}, "prefill_chunk is 0"),
+        ({"context": 8, "prefill_chunk": 9}, "prefill_chunk is 9, more than the context of 8"),
+        ({"weight_argnums": 2}, "weight_argnums has 2, and there are 2 arguments"),
+        ({"weight_argnums": (0, -1)}, "weight_argnums has -1"),
+    ],
+)
+def test_options_that_make_no_sense(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        wsc.compile(dot, normal(3, 4), normal(1, 3), **options)
+
+
+@pytest.mark.parametrize("thing", [3, "model", [1, 2], None])
+def test_not_something_to_compile(thing):
+    with pytest.raises(TraceError, match=rf"{type(thing).__name__} is not something to compile: give wsc.compile a JAX"):
+        wsc.compile(thing, normal(3))
+
+
+def test_a_function_that_jax_cannot_trace():
+    def branches(x):
+        return x if x.sum() > 0 else -x
+
+    with pytest.raises(TraceError, match=r"JAX could not trace 'branches'.*TracerBoolConversionError.*jax\.jit"):
+        wsc.compile(branches, normal(3))
+
+
+def test_shapes_that_do_not_go_together():
+    with pytest.raises(TraceError, match=r"could not trace 'dot'.*TypeError: dot_general.*"):
+        wsc.compile(dot, normal(3, 4), normal(1, 5))
+
+
+def test_too_few_arguments():
+    with pytest.raises(TraceError, match="missing 1 required positional argument"):
+        wsc.compile(dot, normal(3, 4))
+
+
+@pytest.mark.xfail(strict=True, reason="inside a jitted library helper the user's line is lost")
+@pytest.mark.parametrize(
+    ("primitive", "fn"),
+    [("cholesky", lambda x: jnp.linalg.cholesky(x)), ("fft", lambda x: jnp.abs(jnp.fft.fft(x)))],
+)
+def test_a_primitive_without_a_rule_is_named_with_shapes_and_line(primitive, fn):
+    line = fn.__code__.co_firstlineno
+    with pytest.raises(UnsupportedError) as caught:
+        wsc.compile(fn, normal(6, 6), wafer=small())
+    text = str(caught.value)
+    assert f"no rule for primitive '{primitive}" in text
+    assert "[6,6]" in text
+    assert f"test_compile.py:{line}" in text
+    assert "wsc.lowering.rules.rule(" in text
+
+
+def test_unsupported_control_flow_names_the_line():
+    def loop(x):
+        return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x * 2, x)
+
+    with pytest.raises(UnsupportedError, match=rf"'while' at .*test_compile.py:{loop.__code__.co_firstlineno + 1}"):
+        wsc.compile(loop, normal(3))
+
+
+def test_every_error_is_a_wsc_error():
+    with pytest.raises(WscError):
+        wsc.compile(dot, normal(4000, 4000), normal(1, 4000), wafer=small(), wafers=1, weight_argnums=0)
+
+
+def test_does_not_fit_says_how_many_wafers():
+    with pytest.raises(FitError, match=r"small has 120\. It is over by [\d,]+ PEs: give it wafers=\d+ or more"):
+        wsc.compile(dot, normal(400, 4000), normal(1, 400), wafer=small(), wafers=2, weight_argnums=0)
+
+
+def test_abstract_arguments():
+    shapes = jax.ShapeDtypeStruct((13, 7), jnp.float32), jax.ShapeDtypeStruct((2, 13), jnp.float32)
+    exe = wsc.compile(dot, *shapes, wafer=small(), weight_argnums=0)
+    w, x = normal(13, 7), normal(2, 13)
+    np.testing.assert_allclose(exe(w, x)[0], np.asarray(x, np.float64) @ np.asarray(w, np.float64), rtol=1e-5, atol=1e-5)
+
+
+def weights_of(exe):
+    return sorted(w.name for s in exe.program.stages for w in s.weights)
+
+
+def test_weights_by_default_and_by_request():
+    def fn(p, x, y):
+        return x @ p["a"] + y @ p["b"]
+
+    p, x, y = {"a": normal(6, 5), "b": normal(4, 5)}, normal(1, 6), normal(1, 4)
+    assert weights_of(wsc.compile(fn, p, x, y, wafer=small())) == ["p.a", "p.b"]
+    assert weights_of(wsc.compile(fn, p, x, y, wafer=small(), weight_argnums=())) == []
+    assert weights_of(wsc.compile(fn, p, x, y, wafer=small(), weight_argnums=[0, 2])) == ["p.a", "p.b", "y"]
+    assert weights_of(wsc.compile(lambda a, b: a @ b, x, p["a"], wafer=small())) == []
+
+
+def test_a_pytree_with_integers_is_no_weight_by_default():
+    exe = wsc.compile(lambda s, w: s["x"] @ w + s["n"], {"x": normal(1, 6), "n": jnp.arange(5)}, normal(6, 5), wafer=small())
+    assert weights_of(exe) == []
+
+
+def test_equal_inputs_give_equal_programs():
+    programs = [wsc.compile(dot, normal(33, 21), normal(1, 33), wafer=small(), weight_argnums=0) for _ in range(2)]
+    assert programs[0].as_text() == programs[1].as_text()
+    assert programs[0].cost_analysis() == programs[1].cost_analysis()
+
+
+def test_training_step():
+    """A gradient and an update: transposed products, nothing special."""
+
+    def step(p, x, y):
+        def loss(p):
+            return jnp.mean((jnp.tanh(x @ p["a"]) @ p["b"] - y) ** 2)
+
+        value, grads = jax.value_and_grad(loss)(p)
+        return value, jax.tree.map(lambda p, g: p - 0.1 * g, p, grads)
+
+    p = {"a": normal(9, 14), "b": normal(14, 5)}
+    run_everywhere(step, p, normal(6, 9), normal(6, 5), wafer=small(24, 24, 4096))
+
+
+@pytest.fixture(scope="module")
+def llama8b():
+    return wsc.compile(Llama.abstract("llama-3.1-8b"))
+
+
+def test_llama_8b_fits_one_wafer(llama8b):
+    program, m = llama8b.program, llama8b.memory_analysis()
+    assert program.wafers == 1
+    assert m.weight_bytes == 2 * 8_030_261_248  # parameters of the published checkpoint, two bytes each
+    assert_within_sram(program)
+    assert_within_sram(llama8b.prefill.program)
+    assert sum(s.region.pes for s in program.stages) <= 755 * 1170
+
+
+def test_llama_8b_is_bound_by_the_fabric(llama8b):
+    found = llama8b.cost_analysis()
+    causes = {k: found[f"cycles_{k}"] for k in ("latency", "serial", "arithmetic", "overhead", "links")}
+    fabric = causes.pop("latency") + causes.pop("serial")
+    assert fabric > max(causes.values())
+    assert found["sram_utilization"] < 0.02
+    attention = 32 * 4 * 4096 * 2048  # scores and values, 32 layers of 32 heads x 128 over 2,048 tokens
+    assert found["flops"] == pytest.approx(2 * (8_030_261_248 - 128_256 * 4096) + attention, rel=0.005)
+
+
+def test_llama_8b_prefill_shares_regions_and_weights(llama8b):
+    pairs = list(zip(llama8b.program.stages, llama8b.prefill.program.stages, strict=True))
+    for decode, prefill in pairs:
+        assert decode.region == prefill.region
+        kept = [[a for a in s.memory if a.kind in ("weight", "state")] for s in (decode, prefill)]
+        assert kept[0] == kept[1]
+    assert len({s.template for s in llama8b.program.stages}) <= 4
+
+
+def test_llama_405b_needs_19_wafers():
+    """810 GB in bfloat16: 883,350 PEs keep 30 GB beside their code."""
+    program = wsc.compile(Llama.abstract("llama-3.1-405b"), context=512, prefill_chunk=4).program
+    assert program.wafers >= 19
+    assert len(program.stages) == 128
+    assert_within_sram(program)
+
+
+def test_source_lines_of_the_users_code():
+    exe = wsc.compile(dot, normal(13, 7), normal(2, 13), wafer=small(), weight_argnums=0)
+    (op,) = [op for _, op in exe.program.ops() if op.name == "dot_general"]
+    assert f"test_compile.py:{dot.__code__.co_firstlineno + 1}" in op.source
