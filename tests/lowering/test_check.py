@@ -34,7 +34,7 @@ def test_a_compiled_program_is_well_formed(program):
 
 def test_regions_that_overlap(program):
     with pytest.raises(BrokenRule, match="overlap"):
-        check([with_stage(program, 1, region=program.stages[0].region)])
+        check([with_stage(program, 2, region=program.stages[0].region)])
 
 
 def test_a_region_outside_the_wafer(program):
