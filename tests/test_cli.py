@@ -51,7 +51,13 @@ def test_compile_text_and_report():
 
 
 def test_compile_of_a_config_file(tmp_path):
-    config = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     for where in (tmp_path, tmp_path / "config.json"):
         found = json.loads(invoke("compile", str(where), "--context", "32", "--dtype", "float16", "--json"))

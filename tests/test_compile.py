@@ -43,7 +43,9 @@ def test_options_that_make_no_sense(options, message):
 
 @pytest.mark.parametrize("thing", [3, "model", [1, 2], None])
 def test_not_something_to_compile(thing):
-    with pytest.raises(TraceError, match=rf"{type(thing).__name__} is not something to compile: give wsc.compile a JAX"):
+    with pytest.raises(
+        TraceError, match=rf"{type(thing).__name__} is not something to compile: give wsc.compile a JAX"
+    ):
         wsc.compile(thing, normal(3))
 
 
@@ -103,7 +105,9 @@ def test_abstract_arguments():
     shapes = jax.ShapeDtypeStruct((13, 7), jnp.float32), jax.ShapeDtypeStruct((2, 13), jnp.float32)
     exe = wsc.compile(dot, *shapes, wafer=small(), weight_argnums=0)
     w, x = normal(13, 7), normal(2, 13)
-    np.testing.assert_allclose(exe(w, x)[0], np.asarray(x, np.float64) @ np.asarray(w, np.float64), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        exe(w, x)[0], np.asarray(x, np.float64) @ np.asarray(w, np.float64), rtol=1e-5, atol=1e-5
+    )
 
 
 def weights_of(exe):
@@ -122,7 +126,9 @@ def test_weights_by_default_and_by_request():
 
 
 def test_a_pytree_with_integers_is_no_weight_by_default():
-    exe = wsc.compile(lambda s, w: s["x"] @ w + s["n"], {"x": normal(1, 6), "n": jnp.arange(5)}, normal(6, 5), wafer=small())
+    exe = wsc.compile(
+        lambda s, w: s["x"] @ w + s["n"], {"x": normal(1, 6), "n": jnp.arange(5)}, normal(6, 5), wafer=small()
+    )
     assert weights_of(exe) == []
 
 

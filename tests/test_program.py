@@ -49,7 +49,9 @@ def program():
         return x @ p["head"]["w"]
 
     layers = [{"a": normal(24, 32, seed=i), "b": normal(32, 24, seed=i)} for i in range(4)]
-    return wsc.compile(fn, {"blocks": layers, "head": {"w": normal(24, 40)}}, normal(1, 24), wafer=small(24, 24, 2048)).program
+    return wsc.compile(
+        fn, {"blocks": layers, "head": {"w": normal(24, 40)}}, normal(1, 24), wafer=small(24, 24, 2048)
+    ).program
 
 
 def test_a_program_is_frozen(program):

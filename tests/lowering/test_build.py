@@ -74,7 +74,11 @@ def test_ops_name_their_weights():
 
 def test_a_weight_used_twice_is_stored_once_a_layout():
     program = wsc.compile(
-        lambda p, x: (x @ p["w"]) @ p["w"].T, {"w": normal(24, 24)}, normal(1, 24), wafer=small(12, 12, 2048), weight_argnums=0
+        lambda p, x: (x @ p["w"]) @ p["w"].T,
+        {"w": normal(24, 24)},
+        normal(1, 24),
+        wafer=small(12, 12, 2048),
+        weight_argnums=0,
     ).program
     stored = [(w.name, w.layout) for s in program.stages for w in s.weights]
     assert {name for name, _ in stored} == {"p.w"}

@@ -73,9 +73,7 @@ def test_too_many_weights_for_the_wafers_given():
 
 def test_one_stage_larger_than_a_wafer():
     with pytest.raises(FitError, match=r"largest stage, 'program', alone needs 1,758; with buffers no region"):
-        wsc.compile(
-            lambda w, x: x @ w, normal(1000, 900), normal(1, 1000), wafer=small(usable=2048), weight_argnums=0
-        )
+        wsc.compile(lambda w, x: x @ w, normal(1000, 900), normal(1, 1000), wafer=small(usable=2048), weight_argnums=0)
 
 
 def test_llama_70b_needs_more_than_one_wafer():

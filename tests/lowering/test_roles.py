@@ -79,7 +79,10 @@ def test_weight_on_the_left_and_tied_embedding():
 
     roles, jaxpr = roles_of(fn, {"e": normal(9, 4), "w": normal(5, 2)}, jnp.array([1, 2]), weights=[0, 1])
     dots = [e for e in jaxpr.eqns if e.primitive.name == "dot_general"]
-    assert sorted([[roles.of(a) for a in e.invars] for e in dots]) == [["activation", "weight"], ["weight", "activation"]]
+    assert sorted([[roles.of(a) for a in e.invars] for e in dots]) == [
+        ["activation", "weight"],
+        ["weight", "activation"],
+    ]
     assert sorted(w.path for w in roles.weights.values()) == ["p.e", "p.w"]
 
 

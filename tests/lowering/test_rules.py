@@ -51,7 +51,9 @@ def test_weight_stays_before_state_before_the_larger():
 def test_product_of_an_activation_along_y():
     """x[2, 12 @ y] times W[12 @ y, 10 @ x]: sums along y, the result along x."""
     x = lay((2, 12), "y", [1], 6)
-    found = lowered("dot_general", [((2, 12), "activation", x), ((12, 10), "weight", None)], [(2, 10)], **dims(((1,), (0,))))
+    found = lowered(
+        "dot_general", [((2, 12), "activation", x), ((12, 10), "weight", None)], [(2, 10)], **dims(((1,), (0,)))
+    )
     assert found.ins == (x, Layout((6, 1), (1, 5)))
     assert found.outs == (Layout((1, 1), (1, 5)),)
     (multiply,), (reduce,) = of(Compute, found.steps), of(AllReduce, found.steps)
@@ -62,7 +64,9 @@ def test_product_of_an_activation_along_y():
 
 def test_product_of_an_activation_along_x_lies_the_other_way():
     x = lay((2, 12), "x", [1], 5)
-    found = lowered("dot_general", [((2, 12), "activation", x), ((12, 10), "weight", None)], [(2, 10)], **dims(((1,), (0,))))
+    found = lowered(
+        "dot_general", [((2, 12), "activation", x), ((12, 10), "weight", None)], [(2, 10)], **dims(((1,), (0,)))
+    )
     assert found.outs[0].y[1] > 1 and found.outs[0].x == (1, 1)
     assert of(AllReduce, found.steps)[0].pes == x.x[1]
 
@@ -90,7 +94,9 @@ def test_argmax_sends_value_and_index():
     assert two.wavelets == 2 * one.wavelets
 
 
-UNARY = sorted(n for n in "abs neg exp tanh logistic rsqrt sqrt sin cos log floor sign erf square not is_finite".split())
+UNARY = sorted(
+    n for n in "abs neg exp tanh logistic rsqrt sqrt sin cos log floor sign erf square not is_finite".split()
+)
 
 
 @pytest.mark.parametrize("name", UNARY)
@@ -104,7 +110,10 @@ def test_elementwise_work_is_charged(name):
 
 def test_functions_cost_more_than_sums():
     at = lay((4, 30), "y", [1], 6)
-    cycles = {n: sum(cost(s, WSE3).cycles for s in lowered(n, [((4, 30), "activation", at)], [(4, 30)]).steps) for n in ("exp", "neg")}
+    cycles = {
+        n: sum(cost(s, WSE3).cycles for s in lowered(n, [((4, 30), "activation", at)], [(4, 30)]).steps)
+        for n in ("exp", "neg")
+    }
     assert cycles["exp"] > cycles["neg"]
 
 
@@ -119,7 +128,9 @@ def test_powers_by_squaring(power, multiplies):
 
 def test_a_row_of_a_broadcast_is_whole():
     at = lay((4, 30), "y", [1], 6)
-    found = lowered("add", [((4, 30), "activation", at), ((4, 1), "activation", whole(2)), ((), "constant", None)][:2], [(4, 30)])
+    found = lowered(
+        "add", [((4, 30), "activation", at), ((4, 1), "activation", whole(2)), ((), "constant", None)][:2], [(4, 30)]
+    )
     assert found.ins[0] == at and found.ins[1] == whole(2)
 
 
@@ -155,7 +166,9 @@ def test_heads_of_a_cut_row_do_not_move():
 
 def test_slices_of_a_cut_dimension_move():
     at = lay((1, 24), "y", [1], 6)
-    first_half = lowered("slice", [((1, 24), "activation", at)], [(1, 12)], start_indices=(0, 0), limit_indices=(1, 12), strides=None)
+    first_half = lowered(
+        "slice", [((1, 24), "activation", at)], [(1, 12)], start_indices=(0, 0), limit_indices=(1, 12), strides=None
+    )
     assert of(Shift, first_half.steps), "12 elements of 3 PEs are spread over 6"
     rows = lowered("slice", [((4, 24), "activation", lay((4, 24), "y", [1], 6))], [(2, 24)],
                    start_indices=(0, 0), limit_indices=(2, 24), strides=None)  # fmt: skip
@@ -181,7 +194,12 @@ def test_an_update_writes_where_the_rows_are():
     state = Layout((1, 6), (4, 1))
     found = lowered(
         "dynamic_update_slice",
-        [((8, 12), "state", state), ((1, 12), "activation", lay((1, 12), "y", [1], 6)), ((), "control", None), ((), "control", None)],
+        [
+            ((8, 12), "state", state),
+            ((1, 12), "activation", lay((1, 12), "y", [1], 6)),
+            ((), "control", None),
+            ((), "control", None),
+        ],
         [(8, 12)],
     )
     assert found.ins[0] == found.outs[0] == state

@@ -17,7 +17,9 @@ from wsc.models import Llama
 
 @pytest.fixture(scope="module")
 def exe():
-    return wsc.compile(lambda p, x: {"y": x @ p["w"] + p["b"]}, {"w": normal(13, 7), "b": normal(7)}, normal(2, 13), wafer=small())
+    return wsc.compile(
+        lambda p, x: {"y": x @ p["w"] + p["b"]}, {"w": normal(13, 7), "b": normal(7)}, normal(2, 13), wafer=small()
+    )
 
 
 ARGS = {"w": normal(13, 7), "b": normal(7)}, normal(2, 13)
@@ -32,17 +34,23 @@ def test_outputs_have_the_users_structure(exe):
 
 
 def test_wrong_shape_by_name(exe):
-    with pytest.raises(ArgumentError, match=r"argument 'x' compiled with float32\[2,13\] and called with float32\[3,13\]"):
+    with pytest.raises(
+        ArgumentError, match=r"argument 'x' compiled with float32\[2,13\] and called with float32\[3,13\]"
+    ):
         exe(ARGS[0], normal(3, 13))
 
 
 def test_wrong_dtype_by_name(exe):
-    with pytest.raises(ArgumentError, match=r"argument 'x' compiled with float32\[2,13\] and called with int32\[2,13\]"):
+    with pytest.raises(
+        ArgumentError, match=r"argument 'x' compiled with float32\[2,13\] and called with int32\[2,13\]"
+    ):
         exe(ARGS[0], jnp.ones((2, 13), jnp.int32))
 
 
 def test_wrong_leaf_of_a_structure_by_name(exe):
-    with pytest.raises(ArgumentError, match=r"argument 'p\['b'\]' compiled with float32\[7\] and called with float32\[8\]"):
+    with pytest.raises(
+        ArgumentError, match=r"argument 'p\['b'\]' compiled with float32\[7\] and called with float32\[8\]"
+    ):
         exe({"w": normal(13, 7), "b": normal(8)}, normal(2, 13))
 
 

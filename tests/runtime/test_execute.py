@@ -143,7 +143,13 @@ def test_scan_over_stacked_layers(reverse):
 def test_several_outputs_scalars_unused_and_passed_through():
     def fn(p, x, unused, factor, passed):
         y = x @ p["w"]
-        return {"y": y * factor, "mean": y.mean(), "passed": passed, "twice": (passed, passed + 1), "const": jnp.arange(3)}
+        return {
+            "y": y * factor,
+            "mean": y.mean(),
+            "passed": passed,
+            "twice": (passed, passed + 1),
+            "const": jnp.arange(3),
+        }
 
     exe = run_everywhere(fn, {"w": normal(21, 9)}, normal(2, 21), normal(4), jnp.float32(3), normal(5))
     assert most_parts(exe.program) > 1
@@ -161,7 +167,7 @@ def test_output_that_is_a_literal_and_argument_that_is_python():
 
 
 def test_no_work_at_all():
-    (y, ), telemetry = wsc.compile(lambda x: (x,), normal(4), wafer=small())(normal(4))
+    (y,), telemetry = wsc.compile(lambda x: (x,), normal(4), wafer=small())(normal(4))
     np.testing.assert_array_equal(y, normal(4))
     assert telemetry.total.flops == 0
 

@@ -13,7 +13,12 @@ from wsc.errors import ArgumentError
 from wsc.models import Llama, LlamaConfig
 
 CONFIG = LlamaConfig(
-    vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
 )
 WAFER = small(60, 60, 8192)
 CONTEXT, CHUNK = 24, 4
@@ -25,7 +30,9 @@ def model():
     model = Llama(CONFIG, rngs=nnx.Rngs(0))
     leaves, tree = jax.tree.flatten(model)
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(tree, [a + 0.3 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)])
+    return jax.tree.unflatten(
+        tree, [a + 0.3 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
+    )
 
 
 @pytest.fixture(scope="module", params=["fabric", "xla"])
@@ -105,11 +112,19 @@ def test_the_only_candidate_is_the_greedy_one(exe, greedy):
     ("prompt", "options", "message"),
     [
         ([], {}, "the prompt has no tokens"),
-        ([1] * (CONTEXT + 1), {"max_new_tokens": 4}, f"has {CONTEXT + 1} tokens .* context of {CONTEXT}.*context={CONTEXT + 5}"),
+        (
+            [1] * (CONTEXT + 1),
+            {"max_new_tokens": 4},
+            f"has {CONTEXT + 1} tokens .* context of {CONTEXT}.*context={CONTEXT + 5}",
+        ),
         ([1, 96], {}, "token 96 is outside the model's vocabulary of 96"),
         ([-1], {}, "token -1 is outside"),
         ([1], {"max_new_tokens": 0}, "max_new_tokens is 0: it must be at least 1"),
-        ([1], {"temprature": 1.0}, r"unknown sampling option \['temprature'\]: there are seed, temperature, top_k, top_p"),
+        (
+            [1],
+            {"temprature": 1.0},
+            r"unknown sampling option \['temprature'\]: there are seed, temperature, top_k, top_p",
+        ),
         ([1], {"temperature": -1.0}, "temperature is -1.0"),
         ([1], {"top_k": -1}, "top_k is -1"),
         ([1], {"top_p": 0.0}, "top_p is 0.0"),

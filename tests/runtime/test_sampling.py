@@ -38,7 +38,9 @@ def test_top_k(k, allowed):
     assert set(counts(Sampling(temperature=1.0, top_k=k))) == allowed
 
 
-@pytest.mark.parametrize(("p", "allowed"), [(0.01, {1}), (0.49, {1}), (0.6, {1, 3}), (0.9, {1, 2, 3}), (1.0, {0, 1, 2, 3})])
+@pytest.mark.parametrize(
+    ("p", "allowed"), [(0.01, {1}), (0.49, {1}), (0.6, {1, 3}), (0.9, {1, 2, 3}), (1.0, {0, 1, 2, 3})]
+)
 def test_top_p(p, allowed):
     """The smallest set of likeliest tokens whose probabilities reach p."""
     assert set(counts(Sampling(temperature=1.0, top_p=p))) == allowed
