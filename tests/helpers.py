@@ -1,6 +1,7 @@
 """What several tests share: small wafers, on which programs are really cut, and the comparison with plain JAX."""
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -42,7 +43,7 @@ def assert_within_sram(program: wsc.Program) -> None:
     for stage in program.stages:
         ranges = sorted((a.offset, a.offset + a.nbytes) for a in stage.memory)
         assert all(0 <= begin < end for begin, end in ranges)
-        assert all(end <= begin for (_, end), (begin, _) in zip(ranges, ranges[1:], strict=False))
+        assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(ranges))
         assert ranges[-1][1] <= program.wafer.sram_bytes
 
 
@@ -67,7 +68,7 @@ def tolerance_of(*args) -> float:
 
 
 def run_everywhere(fn, *args, wafer=None, expected=None, tolerance=None, **options) -> wsc.Executable:
-    """Compile and run `fn` in both orders; outputs must be those of plain `jax.jit` and of the reference interpreter."""
+    """Compile and run `fn` in both orders: outputs must be those of `jax.jit` and of the reference interpreter."""
     tolerance = tolerance or tolerance_of(args)
     expected = jax.jit(fn)(*args) if expected is None else expected
     exe = wsc.compile(fn, *args, wafer=wafer or small(), **options)

@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from helpers import small
 from typer.testing import CliRunner
 
 from wsc.cli import app
+from wsc.machine.wafer import WAFERS
 
 RUN = CliRunner()
 
@@ -42,15 +44,10 @@ def test_compile_json():
     assert "context 128" in found["conditions"] and "batch 1" in found["conditions"]
 
 
-def test_compile_text_and_report():
-    text = invoke("compile", "llama-3.2-1b", "--context", "128", "--text", "--wafer", "WSE2")
-    assert text.startswith("program on 1 x WSE-2, decode of 1 token, batch 1, context 128")
-    assert "layers[0]" in text and "AllReduce" in text
-    report = invoke("compile", "llama-3.2-1b", "--context", "128")
-    assert "Where the time goes" in report and "SRAM, all PEs" in report
-
-
-def test_compile_of_a_config_file(tmp_path):
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A config file of a small Llama; a small wafer beside the real ones keeps its compilation short."""
+    monkeypatch.setitem(WAFERS, "small", small(60, 60, 16384))
     config = {
         "vocab_size": 64,
         "hidden_size": 32,
@@ -59,9 +56,31 @@ def test_compile_of_a_config_file(tmp_path):
         "num_attention_heads": 4,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    for where in (tmp_path, tmp_path / "config.json"):
-        found = json.loads(invoke("compile", str(where), "--context", "32", "--dtype", "float16", "--json"))
-        assert "float16" in found["conditions"] and found["context" if "context" in found else "wafers"]
+    return tmp_path
+
+
+def test_compile_text(tiny):
+    text = invoke("compile", str(tiny), "--context", "32", "--batch", "2", "--wafer", "SMALL", "--text")
+    assert text.startswith("program on 1 x small, decode of 1 token, batch 2, context 32")
+    assert "layers[0]" in text and "AllReduce" in text
+
+
+def test_compile_report(tiny):
+    report = invoke("compile", str(tiny / "config.json"), "--context", "32", "--wafer", "small")
+    assert "Where the time goes" in report and "SRAM, all PEs" in report
+
+
+def test_compile_in_another_precision(tiny):
+    args = ("compile", str(tiny), "--context", "32", "--wafer", "small", "--json")
+    half, single = (json.loads(invoke(*args, "--dtype", dtype)) for dtype in ("float16", "float32"))
+    assert "float16" in half["conditions"] and "float32" in single["conditions"]
+    assert single["weight_bytes"] == 2 * half["weight_bytes"]
+
+
+def test_wafers_are_a_limit(tiny):
+    result = RUN.invoke(app, ["compile", str(tiny), "--wafer", "small", "--context", "2000000", "--wafers", "1"])
+    assert result.exit_code == 1
+    assert "does not fit" in str(result.exception)
 
 
 def test_help_and_wrong_calls():

@@ -67,7 +67,6 @@ def test_too_few_arguments():
         wsc.compile(dot, normal(3, 4))
 
 
-@pytest.mark.xfail(strict=True, reason="inside a jitted library helper the user's line is lost")
 @pytest.mark.parametrize(
     ("primitive", "fn"),
     [("cholesky", lambda x: jnp.linalg.cholesky(x)), ("fft", lambda x: jnp.abs(jnp.fft.fft(x)))],

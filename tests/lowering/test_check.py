@@ -58,7 +58,7 @@ def test_memory_that_overlaps(program):
 
 def test_memory_over_the_sram(program):
     memory = (*program.stages[0].memory, Allocation("buffer", "huge", program.stages[0].used_bytes, 48000))
-    with pytest.raises(BrokenRule, match="uses .* bytes"):
+    with pytest.raises(BrokenRule, match=r"uses .* bytes"):
         check([with_stage(program, 0, memory=memory)])
 
 

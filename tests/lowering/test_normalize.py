@@ -182,7 +182,7 @@ def test_while_and_cond_are_refused_with_line_and_way_out():
     line = loop.__code__.co_firstlineno + 1
     with pytest.raises(UnsupportedError, match=rf"'while' at .*test_normalize.py:{line}.*jnp.where"):
         normalize(traced(loop, normal(4)))
-    with pytest.raises(UnsupportedError, match="'cond' at .*test_normalize.py"):
+    with pytest.raises(UnsupportedError, match=r"'cond' at .*test_normalize\.py"):
         normalize(traced(lambda x: lax.cond(x[0] > 0, jnp.sin, jnp.cos, x), normal(4)))
 
 

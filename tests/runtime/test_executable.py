@@ -12,7 +12,7 @@ from helpers import CODE, normal, small
 
 import wsc
 from wsc.errors import ArgumentError
-from wsc.models import Llama
+from wsc.models import Llama, LlamaConfig
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +166,15 @@ def test_report_says_what_cost_analysis_says(exe):
     assert html.startswith("<pre") and "fabric latency" in html and "</pre>" in html
 
 
-def test_report_of_a_model_names_its_layers_once():
-    exe = wsc.compile(Llama.abstract("smollm2-135m"), context=64)
+@pytest.mark.parametrize(
+    "dtype",
+    ["float32", pytest.param("bfloat16", marks=pytest.mark.xfail(strict=True, reason="the last layer differs"))],
+)
+def test_report_of_a_model_names_its_layers_once(dtype):
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=7, num_attention_heads=4
+    )
+    exe = wsc.compile(Llama.abstract(config, dtype=dtype), context=16, prefill_chunk=2, wafer=small(60, 60, 16384))
     text = str(exe.report())
-    assert "(and 29 alike)" in text
     assert f"{exe.memory_analysis().weight_bytes:,}" in text
+    assert "(and 6 alike)" in text

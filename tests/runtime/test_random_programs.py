@@ -10,18 +10,48 @@ from jax import lax
 
 import wsc
 
-UNARY = [
-    jnp.tanh, jnp.sin, jnp.abs, jnp.square, jax.nn.relu, jax.nn.silu, lambda a: -a, lambda a: a * 0.5 + 1,
-    lambda a: jnp.exp(-jnp.abs(a)), lambda a: jnp.where(a > 0, a, 0.1), lambda a: 1 / (1 + a * a), jnp.sign, jnp.floor,
-    lambda a: jax.nn.softmax(a, axis=-1), lambda a: jnp.cumsum(a, axis=0) / 4, lambda a: a[::-1], lambda a: jnp.sort(a, axis=-1),
-    lambda a: a.T, lambda a: a.reshape(-1, 1), lambda a: a.reshape(1, -1), lambda a: a.reshape(a.shape[1], a.shape[0]),
-    lambda a: a[:, : max(1, a.shape[1] // 2)], lambda a: a[a.shape[0] // 2 :], lambda a: jnp.pad(a, ((0, 1), (1, 0))),
-    lambda a: jnp.concatenate([a, a * 2], axis=1), lambda a: jnp.concatenate([a, a], axis=0), lambda a: jnp.roll(a, 1, axis=-1),
-    lambda a: a.sum(axis=0, keepdims=True), lambda a: a.max(axis=1, keepdims=True), lambda a: a.mean(axis=-1, keepdims=True),
-    lambda a: a.astype(jnp.float16).astype(jnp.float32), lambda a: a - lax.stop_gradient(a.max()),
-    lambda a: jnp.argmax(a, axis=1)[:, None].astype(jnp.float32), lambda a: jnp.clip(a, -1, 1), lambda a: a @ a.T / a.shape[1],
-    lambda a: jnp.einsum("ij,ij->i", a, a)[:, None] / a.shape[1], lambda a: a**3 / 8,
-]  # fmt: skip
+SMOOTH = [
+    jnp.tanh,
+    jnp.sin,
+    jnp.abs,
+    jnp.square,
+    jax.nn.relu,
+    jax.nn.silu,
+    lambda a: -a,
+    lambda a: a * 0.5 + 1,
+    lambda a: jnp.exp(-jnp.abs(a)),
+    lambda a: 1 / (1 + a * a),
+    lambda a: jax.nn.softmax(a, axis=-1),
+    lambda a: jnp.cumsum(a, axis=0) / 4,
+    lambda a: a[::-1],
+    lambda a: jnp.sort(a, axis=-1),
+    lambda a: a.T,
+    lambda a: a.reshape(-1, 1),
+    lambda a: a.reshape(1, -1),
+    lambda a: a.reshape(a.shape[1], a.shape[0]),
+    lambda a: a[:, : max(1, a.shape[1] // 2)],
+    lambda a: a[a.shape[0] // 2 :],
+    lambda a: jnp.pad(a, ((0, 1), (1, 0))),
+    lambda a: jnp.concatenate([a, a * 2], axis=1),
+    lambda a: jnp.concatenate([a, a], axis=0),
+    lambda a: jnp.roll(a, 1, axis=-1),
+    lambda a: a.sum(axis=0, keepdims=True),
+    lambda a: a.max(axis=1, keepdims=True),
+    lambda a: a.mean(axis=-1, keepdims=True),
+    lambda a: a - lax.stop_gradient(a.max()),
+    lambda a: jnp.clip(a, -1, 1),
+    lambda a: a @ a.T / a.shape[1],
+    lambda a: jnp.einsum("ij,ij->i", a, a)[:, None] / a.shape[1],
+    lambda a: a**3 / 8,
+]
+JUMPS = [  # small differences before become large ones after
+    jnp.sign,
+    jnp.floor,
+    lambda a: jnp.where(a > 0, a, 0.1),
+    lambda a: a.astype(jnp.float16).astype(jnp.float32),
+    lambda a: jnp.argmax(a, axis=1)[:, None].astype(jnp.float32),
+]
+UNARY = SMOOTH + JUMPS
 BINARY = [jnp.add, jnp.subtract, jnp.multiply, jnp.maximum, jnp.minimum, lambda a, b: a / (1 + jnp.abs(b))]
 MOST = 600  # elements of a value
 
@@ -33,7 +63,11 @@ def programs(draw):
         st.lists(
             st.one_of(
                 st.tuples(st.just("dot"), st.integers(1, 40), st.booleans()),
-                st.tuples(st.just("unary"), st.integers(0, len(UNARY) - 1), st.just(0)),
+                st.tuples(
+                    st.just("unary"),
+                    st.sampled_from([*range(len(SMOOTH))] * 6 + [*range(len(SMOOTH), len(UNARY))]),
+                    st.just(0),
+                ),
                 st.tuples(st.just("binary"), st.integers(0, len(BINARY) - 1), st.integers(0, 8)),
             ),
             min_size=2,
@@ -87,8 +121,8 @@ def as_function(steps):
     return fn
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(programs(), st.sampled_from([(24, 24), (36, 25)]), st.sampled_from([4096, 16384]))
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(programs(), st.sampled_from([(5, 9), (24, 24), (36, 25)]), st.sampled_from([4096, 16384]))
 def test_random_programs(program, size, usable):
     steps, shapes, shape = program
     fn = as_function(steps)
@@ -96,8 +130,7 @@ def test_random_programs(program, size, usable):
     exe = wsc.compile(fn, ws, x, wafer=small(*size, usable=usable), weight_argnums=0)
     found, telemetry = exe(ws, x)
     expected = jax.jit(fn)(ws, x)
-    jumps = any(name in str(exe.program.jaxpr) for name in ("sign ", "floor ", "argmax", "> "))
-    if not jumps:  # a step function may fall either way when sums are reordered
+    if not any(kind == "unary" and a >= len(SMOOTH) for kind, a, _ in steps):
         assert_close(found, expected, 2e-4)
     assert [a.shape for a in found] == [a.shape for a in expected]
     assert_within_sram(exe.program)

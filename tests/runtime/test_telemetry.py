@@ -1,5 +1,6 @@
 """Figures of a run against sums done by hand."""
 
+import itertools
 import math
 
 import jax.numpy as jnp
@@ -14,7 +15,6 @@ KEYS = (
     "sram_bytes", "fabric_bytes", "energy_joules",
 )  # fmt: skip
 CAUSES = ("latency", "serial", "arithmetic", "overhead", "links")
-SIDE_BY_SIDE = pytest.mark.xfail(strict=True, reason="inputs that arrive side by side are summed")
 
 
 def residual(params, x):
@@ -84,7 +84,6 @@ def test_causes_sum_to_the_cycles_of_the_critical_path(count):
     assert sum(found[f"cycles_{c}"] for c in CAUSES) == pytest.approx(found["cycles"], rel=1e-3)
 
 
-@SIDE_BY_SIDE
 def test_causes_sum_with_branches_and_several_inputs():
     def fn(p, a, b):
         left, right = a @ p["left"]["w"], b @ p["right"]["w"]
@@ -100,7 +99,7 @@ def test_causes_sum_with_branches_and_several_inputs():
 def test_stages_start_when_their_input_is_there():
     exe = wsc.compile(residual, blocks(3), normal(1, 24), wafer=small(24, 24, 2048))
     times = exe.telemetry.times
-    for before, after in zip(times, times[1:], strict=False):
+    for before, after in itertools.pairwise(times):
         assert after.arrival > before.finish > before.start >= max(before.arrival, before.control)
     assert exe.telemetry.cycles >= times[-1].finish
 

@@ -18,6 +18,8 @@ from wsc.program import Region
 
 MAX_WAFERS = 512
 
+Candidate = tuple[float, int, dict[int, int]]  # cycles, height of all regions, width by first stage of a template
+
 
 @dataclass
 class Planned:
@@ -102,24 +104,38 @@ class _Placer:
         """The placement with the fewest cycles found by walking from a few sizes of the repeated stage downhill."""
         heights = default_extent(int(self.wafer.rows))
         widths = default_extent(int(self.wafer.columns))
-        seen: dict[tuple[int, int], tuple[float, list[Region] | None]] = {}
+        found = sorted(self._walk(heights, widths, wafers, self.programs[:1]), key=lambda c: c[0])
+        if found and not self._hold_all(found[0]):  # the other programs must fit beside the first: look again
+            found += self._walk(heights, widths, wafers, self.programs)
+            found.sort(key=lambda c: c[0])
+        best = next((c for c in found if self._hold_all(c)), None)
+        return self._pack(best[2], best[1], wafers) if best else None
 
-        def score(h: int, w: int) -> tuple[float, list[Region] | None]:
+    def _hold_all(self, candidate: Candidate) -> bool:
+        _, height, chosen = candidate
+        return all(self._holds(i, Grid(height, w), self.programs) for i, w in chosen.items())
+
+    def _walk(self, heights, widths, wafers: int, programs: list[Planned]) -> list[Candidate]:
+        """Every size of the repeated stage looked at and found to hold `programs`: some starts, then downhill."""
+        seen: dict[tuple[int, int], Candidate | None] = {}
+
+        def score(h: int, w: int) -> float:
             if (h, w) not in seen:
-                seen[h, w] = self._try(heights[h], widths[w], wafers)
-            return seen[h, w]
+                seen[h, w] = self._try(heights[h], widths[w], wafers, programs)
+            candidate = seen[h, w]
+            return math.inf if candidate is None else candidate[0]
 
         for h, w in self._starts(heights, widths, wafers):
             score(h, w)
-        for h, w in sorted(seen, key=lambda p: seen[p][0])[:3]:
+        for h, w in sorted(seen, key=lambda p: score(*p))[:3]:
             while True:
                 near = [(h + a, w + b) for a in (-1, 0, 1) for b in (-1, 0, 1)]
                 near = [(a, b) for a, b in near if 0 <= a < len(heights) and 0 <= b < len(widths)]
-                a, b = min(near, key=lambda p: score(*p)[0])
-                if score(a, b)[0] >= score(h, w)[0]:
+                a, b = min(near, key=lambda p: score(*p))
+                if score(a, b) >= score(h, w):
                     break
                 h, w = a, b
-        return min(seen.values(), key=lambda s: s[0], default=(math.inf, None))[1]
+        return [c for c in seen.values() if c is not None]
 
     def _starts(self, heights, widths, wafers) -> list[tuple[int, int]]:
         """Sizes of the repeated stage to walk from: squarish ones, and for every height the widest that still packs."""
@@ -129,7 +145,9 @@ class _Placer:
             h = min(range(len(heights)), key=lambda i: abs(heights[i] - math.sqrt(area)))
             found.append((h, min(range(len(widths)), key=lambda i: abs(widths[i] - area / heights[h]))))
             area /= 3
-        for h, height in enumerate(heights):
+        needed = sum(self.least[i] * n for i, n in self.count.items())
+        crowded = needed > 0.2 * self.wafer.pes * wafers  # only then does the packing decide the size
+        for h, height in enumerate(heights if crowded else ()):
             if most / 12 <= height * height <= most * 12:
                 fitting = [w for w in range(len(widths)) if self._pack(self._narrow(height, widths[w]), height, wafers)]
                 found += [(h, w) for w in fitting[-1:]]
@@ -140,28 +158,27 @@ class _Placer:
         chosen = {i: max(1, math.ceil(1.02 * self.least[i] / height)) for i in self.count}
         return chosen | {self.layer: width}
 
-    def _try(self, height: int, width: int, wafers: int) -> tuple[float, list[Region] | None]:
-        """Cycles and placement with the repeated stage at height x width; infinite when it does not fit."""
+    def _try(self, height: int, width: int, wafers: int, programs: list[Planned]) -> Candidate | None:
+        """Cycles and widths with the repeated stage at height x width; None when it does not fit."""
         chosen = self._narrow(height, width)
         if height * width < self.least[self.layer] or self._pack(chosen, height, wafers) is None:
-            return math.inf, None
-        if not self._holds(self.layer, Grid(height, width)):
-            return math.inf, None
+            return None
+        if not self._holds(self.layer, Grid(height, width), programs):
+            return None
         for i in self.count:
-            if i != self.layer and not self._widen(i, chosen, height, wafers):
-                return math.inf, None
+            if i != self.layer and not self._widen(i, chosen, height, wafers, programs):
+                return None
         cycles = sum(self._cycles(i, Grid(height, chosen[i])) * n for i, n in self.count.items())
-        return cycles, self._pack(chosen, height, wafers)
+        return cycles, height, chosen
 
-    def _widen(self, i: int, chosen: dict[int, int], height: int, wafers: int) -> bool:
+    def _widen(self, i: int, chosen: dict[int, int], height: int, wafers: int, programs: list[Planned]) -> bool:
         """Give a stage the width with the fewest cycles among those that still let everything fit."""
         least, best = chosen[i], (math.inf, 0)
-        for factor in (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 4.5, 7.0, 10.0):
+        for factor in (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 8.0):
             width = min(int(self.wafer.columns), math.ceil(least * factor))
-            trial = {**chosen, i: width}
-            if self._pack(trial, height, wafers) is None:
+            if self._pack({**chosen, i: width}, height, wafers) is None:
                 break
-            if self._holds(i, Grid(height, width)):
+            if self._holds(i, Grid(height, width), programs):
                 best = min(best, (self._cycles(i, Grid(height, width)), width))
         if best[1] == 0:
             return False
@@ -174,13 +191,10 @@ class _Placer:
     def _cycles(self, i: int, grid: Grid) -> float:
         return self.programs[0].tile(i, grid, self.wafer).data_cost.cycles
 
-    def _holds(self, i: int, grid: Grid) -> bool:
-        return self.used(i, grid) <= self.wafer.sram_bytes
-
-    def used(self, i: int, grid: Grid) -> int:
-        """Bytes on the fullest PE of a stage, over all programs that share it."""
-        tiled = [p.tile(i, grid, self.wafer) for p in self.programs]
-        return max(map(stored_bytes, tiled)) + max(map(buffer_bytes, tiled))
+    def _holds(self, i: int, grid: Grid, programs: list[Planned]) -> bool:
+        """The fullest PE of a stage stays within SRAM, over all `programs` that share it."""
+        tiled = [p.tile(i, grid, self.wafer) for p in programs]
+        return max(map(stored_bytes, tiled)) + max(map(buffer_bytes, tiled)) <= self.wafer.sram_bytes
 
     def _too_large(self, needed: int, fewest: int | None) -> FitError:
         total = sum(self.programs[0].stored(i) * n for i, n in self.count.items())

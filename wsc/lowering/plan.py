@@ -151,11 +151,15 @@ def _push_later(eqns, data, used, place: list[int], roles: Roles) -> None:
             options = [sources[maker[a]], {a}] if pushed else [{a}]
             found |= min(options, key=lambda more: _bytes(more - found))
         sources.append(found)
+    going: dict[int, set] = {}  # what goes to a stage because of an equation moved there
     for n in reversed(range(len(data))):
-        along = [a for a in sources[n] if not any(place[u] >= late[n] for u in users[a] if u != n)]
+        along = sources[n] - going.get(late[n], set())
+        along = [a for a in along if not any(place[u] >= late[n] for u in users[a] if u != n)]
         if _bytes(along) > _bytes(eqns[data[n]].outvars) * 17 / 16:  # a scalar more, such as a norm's, decides nothing
             continue
         place[n] = max(first[n], min([late[n], *(place[u] for u in after[n])]))
+        if place[n] == late[n] > first[n]:
+            going.setdefault(late[n], set()).update(sources[n])
 
 
 def _bytes(values) -> int:
