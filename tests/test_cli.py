@@ -47,7 +47,7 @@ def test_compile_json():
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """A config file of a small Llama; a small wafer beside the real ones keeps its compilation short."""
-    monkeypatch.setitem(WAFERS, "small", small(60, 60, 16384))
+    monkeypatch.setitem(WAFERS, "small", small(24, 24, 16384))
     config = {
         "vocab_size": 64,
         "hidden_size": 32,

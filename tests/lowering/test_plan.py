@@ -12,7 +12,6 @@ import wsc
 from wsc.models import Llama, LlamaConfig
 
 WIDTH = 16
-SPLIT_NORM = pytest.mark.xfail(strict=True, reason="the final norm is begun in the last layer, in float32")
 
 
 class Block(nnx.Module):
@@ -125,13 +124,13 @@ def test_layers_that_differ_are_not_one_template():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=SPLIT_NORM)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_llama(dtype, tied):
     c = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=2, tie_word_embeddings=tied,
     )  # fmt: skip
-    exe = wsc.compile(Llama.abstract(c, dtype=dtype), wafer=small(60, 60, 16384), context=32, prefill_chunk=4)
+    exe = wsc.compile(Llama.abstract(c, dtype=dtype), wafer=small(24, 24, 32768), context=32, prefill_chunk=4)
     names, templates = names_of(exe), templates_of(exe)
     assert [n for n in names if n.startswith("layers")] == [f"layers[{i}]" for i in range(4)]
     assert names[0] == "embed" and len(names) == 6

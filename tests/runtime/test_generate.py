@@ -20,7 +20,7 @@ CONFIG = LlamaConfig(
     num_attention_heads=4,
     num_key_value_heads=2,
 )
-WAFER = small(60, 60, 8192)
+WAFER = small(24, 24, 16384)
 CONTEXT, CHUNK = 24, 4
 
 
@@ -168,9 +168,8 @@ def test_text_is_that_of_the_ids(exe, greedy):
     assert "".join(exe.stream(Letters(), "Hi", 5)) == text
 
 
-def test_nothing_is_compiled_twice(model, caplog):
+def test_nothing_is_compiled_twice(exe, caplog):
     """Ten tokens and a second prompt: decode and prefill are traced by JAX once."""
-    exe = wsc.compile(model, wafer=WAFER, context=CONTEXT, prefill_chunk=CHUNK)
     list(exe.generate_ids([1, 2, 3, 4, 5], 3))
     with jax.log_compiles():
         caplog.clear()
@@ -179,9 +178,8 @@ def test_nothing_is_compiled_twice(model, caplog):
     assert compiled == []
 
 
-def test_the_model_is_left_as_it_was(model):
+def test_the_model_is_left_as_it_was(exe, model):
     before = jax.tree.map(lambda a: a.copy(), model)
-    exe = wsc.compile(model, wafer=WAFER, context=CONTEXT, prefill_chunk=CHUNK)
     list(exe.generate_ids([1, 2, 3], 4))
     assert all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(model), strict=True))
 

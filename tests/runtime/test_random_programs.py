@@ -121,7 +121,7 @@ def as_function(steps):
     return fn
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(programs(), st.sampled_from([(5, 9), (24, 24), (36, 25)]), st.sampled_from([4096, 16384]))
 def test_random_programs(program, size, usable):
     steps, shapes, shape = program

@@ -287,17 +287,21 @@ def relayout(
     steps: list[Step] = []
     now = source
     for axis in sorted("yx", key=lambda a: math.prod(source.along(a)) - math.prod(target.along(a))):
-        steps += _along_axis(shape, itemsize, now, target.along(axis), axis, grid, wafer)
+        uncut = [min(a, b) for a, b in zip(source.along(_other(axis)), now.along(_other(axis)), strict=True)]
+        extent = tuple(-(-n // o) for n, o in zip(shape, uncut, strict=True))
+        steps += _along_axis(shape, extent, itemsize, now, target.along(axis), axis, grid, wafer)
         now = now.with_axis(axis, target.along(axis))
     return tuple(steps)
 
 
-def _along_axis(shape, itemsize, now: Layout, parts, axis: str, grid: Grid, wafer: Wafer) -> list[Step]:
+def _other(axis: str) -> str:
+    return "x" if axis == "y" else "y"
+
+
+def _along_axis(shape, extent, itemsize, now: Layout, parts, axis: str, grid: Grid, wafer: Wafer) -> list[Step]:
     before, pes = now.along(axis), getattr(grid, axis)
     if before == parts or math.prod(before) == 1:
         return []
-    other = now.along("x" if axis == "y" else "y")
-    extent = tuple(-(-n // o) for n, o in zip(shape, other, strict=True))
     after = now.with_axis(axis, parts)
     have_from, have_to, has = _blocks(before, extent, pes)
     need_from, need_to, needs = _blocks(parts, extent, pes)
