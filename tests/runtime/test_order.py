@@ -7,7 +7,7 @@ import pytest
 
 from wsc.runtime.order import UNROLLED, reduce_in_order
 
-SIZES = {"float32": [*range(1, 20), 33, 63, 64, 65, 81, 127, 130], "float16": [3, 8, 23]}
+SIZES = {"float32": [1, 2, 3, 4, 5, 6, 7, 9, 12, 16, 17, 33, 64, 65, 130], "float16": [3, 8, 23]}
 
 
 def chain(held):

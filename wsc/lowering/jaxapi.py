@@ -14,9 +14,19 @@ from jax.extend import source_info_util
 
 Var = jex.Var
 Literal = jex.Literal
-Jaxpr = jex.Jaxpr
 Eqn = jex.JaxprEqn
 Atom = Var | Literal
+
+
+@dataclass(frozen=True, eq=False)
+class Jaxpr:
+    """A jaxpr without calls: JAX's equations over JAX's variables. JAX's own class keeps constants otherwise in every
+    release."""
+
+    constvars: list[Any]
+    invars: list[Any]
+    outvars: list[Any]
+    eqns: list[Any]
 
 
 @dataclass(frozen=True)
@@ -59,14 +69,18 @@ def new_var(aval) -> Var:
     return Var(aval)
 
 
-def new_jaxpr(constvars, invars, outvars, eqns, like) -> Any:
-    return Jaxpr(constvars, invars, outvars, eqns, like.effects, like.debug_info)
-
-
 def as_function(jaxpr, consts):
-    """The jaxpr as a function of a flat list of arrays, returning a flat list."""
-    closed = jex.ClosedJaxpr(jaxpr, list(consts))
-    return jex.jaxpr_as_fun(closed)
+    """A jaxpr without calls as a function of a flat list of arrays, returning a flat list."""
+
+    def run(*flat):
+        env = dict(zip(jaxpr.constvars, consts, strict=True))
+        env.update(zip(jaxpr.invars, flat, strict=True))
+        for eqn in jaxpr.eqns:
+            results = bind(eqn, [a.val if isinstance(a, Literal) else env[a] for a in eqn.invars])
+            env.update(zip(eqn.outvars, results, strict=True))
+        return [a.val if isinstance(a, Literal) else env[a] for a in jaxpr.outvars]
+
+    return run
 
 
 def bind(eqn: Eqn, values: list) -> list:
@@ -93,7 +107,7 @@ def rescope(eqn: Eqn, caller: Eqn | None, invars: list, outvars: list) -> Eqn:
 def relocate(jaxpr, eqn: Eqn):
     """A helper's jaxpr with the source line and name stack of `eqn`, the user's equation it stands for."""
     eqns = [e.replace(source_info=eqn.source_info) for e in jaxpr.eqns]
-    return new_jaxpr(jaxpr.constvars, jaxpr.invars, jaxpr.outvars, eqns, jaxpr)
+    return Jaxpr(jaxpr.constvars, jaxpr.invars, jaxpr.outvars, eqns)
 
 
 def scan_counts(eqn: Eqn) -> tuple[int, int, int]:

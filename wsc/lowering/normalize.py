@@ -39,7 +39,7 @@ _CONTROL_FLOW = {"while", "cond"}
 class Normal:
     """A normalized program: `jaxpr` has no calls, and `consts` are the values of its constvars."""
 
-    jaxpr: Any
+    jaxpr: jaxapi.Jaxpr
     consts: tuple
 
 
@@ -52,7 +52,7 @@ def normalize(traced: Traced) -> Normal:
     eqns = _live(builder.eqns, outvars)
     used = {v for e in eqns for v in e.invars if not isinstance(v, Literal)} | set(outvars_of(outvars))
     constvars = [v for v in builder.consts if v in used]
-    jaxpr = jaxapi.new_jaxpr(constvars, invars, outvars, eqns, traced.jaxpr)
+    jaxpr = jaxapi.Jaxpr(constvars, invars, outvars, eqns)
     return Normal(jaxpr, tuple(builder.consts[v] for v in constvars))
 
 
