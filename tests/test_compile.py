@@ -184,9 +184,6 @@ def test_llama_8b_prefill_shares_regions_and_weights(llama8b):
     assert len({s.template for s in llama8b.program.stages}) <= 4
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the MLP's last weight lies the other way round when several tokens come at once"
-)
 def test_prefill_takes_the_weights_where_decode_put_them():
     config = LlamaConfig(
         vocab_size=64,

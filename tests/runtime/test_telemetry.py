@@ -117,7 +117,8 @@ def test_twice_the_layers_take_twice_as_long():
     assert flops[2] - flops[1] == pytest.approx(2 * (flops[1] - flops[0]), rel=1e-3)
     more = found[4]["cycles"] - found[2]["cycles"]
     assert more == pytest.approx(2 * found[4]["cycles_per_layer"], rel=0.3)
-    assert found[2]["cycles"] < found[4]["cycles"] < 2 * found[2]["cycles"]
+    ratio = found[4]["cycles"] / found[2]["cycles"]
+    assert 1.5 < ratio < 2.2  # embedding and head do not grow; a layer's share of a small wafer shrinks
 
 
 def test_rows_of_ops_add_up(one_dot):

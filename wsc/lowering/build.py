@@ -37,7 +37,7 @@ def _build(normal: Normal, planned: Planned, regions, wafer: Wafer, buffers: lis
     made_in = {v: i for i, s in enumerate(stages) for v in s.exports}
     templates: dict = {}
     placed = []
-    shared: dict = {}  # source lines and steps of a template are worked out once
+    shared: dict[int, list[str]] = {}  # the source lines of a template are looked up once
     for i, (stage, region) in enumerate(zip(stages, regions, strict=True)):
         tiled = planned.tile(i, region.grid, wafer)
         template = templates.setdefault(stage.template, len(templates))
@@ -54,12 +54,13 @@ def _build(normal: Normal, planned: Planned, regions, wafer: Wafer, buffers: lis
         if i == 0:
             arrivals += [(None, None, (HostLink(n),)) for n in [_control_bytes(normal, roles)] if n]
         departures = tuple(HostLink(_nbytes(v.aval)) for v in stage.results)
-        sources = shared.setdefault((template, "sources"), [jaxapi.source_line(e) for e in stage.eqns])
+        if template not in shared:
+            shared[template] = [jaxapi.source_line(e) for e in stage.eqns]
         placed.append(
             PlacedStage(
                 stage.name,
                 region,
-                tuple(_ops(stage, tiled, roles, sources)),
+                tuple(_ops(stage, tiled, roles, shared[template])),
                 tuple(_weights(tiled, weights, [roles.weights[v].nbytes for v in stage.weights])),
                 memory,
                 tuple(arrivals),

@@ -192,8 +192,11 @@ class _Placer:
         return self.programs[0].tile(i, grid, self.wafer).data_cost.cycles
 
     def _holds(self, i: int, grid: Grid, programs: list[Planned]) -> bool:
-        """The fullest PE of a stage stays within SRAM, over all `programs` that share it."""
+        """The fullest PE of a stage stays within SRAM, over all `programs` that share it, and what they share lies the
+        same way for all: weights and state never move between programs."""
         tiled = [p.tile(i, grid, self.wafer) for p in programs]
+        if any(t.weights != tiled[0].weights or t.states != tiled[0].states for t in tiled[1:]):
+            return False
         return max(map(stored_bytes, tiled)) + max(map(buffer_bytes, tiled)) <= self.wafer.sram_bytes
 
     def _too_large(self, needed: int, fewest: int | None) -> FitError:

@@ -142,12 +142,10 @@ class _Tiler:
         name = eqn.primitive.name
         stored = eqn.outvars[0] in self.roles.weights  # a row of a stacked weight is stored as it is used
         steps: list[Step] = []
-        layouts: list[Layout] = []
         in_shapes = [tuple(a.aval.shape) for a in eqn.invars]
         for v in eqn.outvars:
             shape = tuple(v.aval.shape)
             for layout in self.wanted.get(v, {whole(len(shape)): None}):
-                layouts.append(layout)
                 for a, want in zip(eqn.invars, pull(name, eqn.params, in_shapes, shape, layout), strict=True):
                     if not isinstance(a, Literal) and not stored:
                         self.wanted.setdefault(a, {})[want] = None

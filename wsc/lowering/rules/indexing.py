@@ -63,9 +63,9 @@ def _state_layout(state: Operand, update: Operand, where: Where) -> Layout:
     )
     if growing is None:
         return at
-    axis = min("yx", key=lambda a: (at.along(a).count(1) == state.rank and -1) or max(at.along(a)))
     at = at.uncut([growing])
-    if max(at.along(axis)) > 1:
+    axis = next((a for a in "yx" if max(at.along(a)) == 1), None)
+    if axis is None:
         return at
     parts = [1] * state.rank
     parts[growing] = cut(state.shape[growing], getattr(where.grid, axis))
