@@ -1,10 +1,15 @@
 """The front door: what can be compiled, what is refused and with what words, and facts about known models."""
 
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from helpers import assert_within_sram, normal, run_everywhere, small
+from jax import lax
 
 import wsc
 from wsc.errors import ArgumentError, FitError, TraceError, UnsupportedError, WscError
@@ -96,8 +101,18 @@ def test_every_error_is_a_wsc_error():
 
 
 def test_does_not_fit_says_how_many_wafers():
-    with pytest.raises(FitError, match=r"small has 120\. It is over by [\d,]+ PEs: give it wafers=\d+ or more"):
-        wsc.compile(dot, normal(400, 4000), normal(1, 400), wafer=small(), wafers=2, weight_argnums=0)
+    """And that number does."""
+
+    def fn(p, x):
+        for w in p["layers"]:
+            x = x + jnp.tanh(x @ w["w"])
+        return x
+
+    p = {"layers": [{"w": normal(80, 80, seed=i)} for i in range(8)]}  # 200 KB; a wafer has 123 KB beside the code
+    with pytest.raises(FitError, match=r"small has 120\. .* on 1: give it wafers=\d+\.") as caught:
+        wsc.compile(fn, p, normal(1, 80), wafer=small(), wafers=1)
+    enough = int(re.findall(r"wafers=(\d+)", str(caught.value))[0])
+    assert wsc.compile(fn, p, normal(1, 80), wafer=small(), wafers=enough).program.wafers == enough
 
 
 def test_abstract_arguments():
@@ -210,3 +225,53 @@ def test_source_lines_of_the_users_code():
     exe = wsc.compile(dot, normal(13, 7), normal(2, 13), wafer=small(), weight_argnums=0)
     (op,) = [op for _, op in exe.program.ops() if op.name == "dot_general"]
     assert f"test_compile.py:{dot.__code__.co_firstlineno + 1}" in op.source
+
+
+def test_a_module_that_changes_its_own_state_is_refused():
+    norm = nnx.BatchNorm(6, rngs=nnx.Rngs(0))
+    with pytest.raises(UnsupportedError, match=r"BatchNorm changes its own state .* model\.eval"):
+        wsc.compile(norm, normal(8, 6), wafer=small())
+    norm.eval()
+    x = normal(8, 6)
+    np.testing.assert_allclose(wsc.compile(norm, x, wafer=small())(x)[0], norm(x), rtol=1e-5)
+
+
+def test_side_effects_are_refused():
+    with pytest.raises(UnsupportedError, match=r"'debug_\w+' at .*test_compile.* side effect"):
+        wsc.compile(lambda a: (jax.debug.print("{}", a[0, 0]), a * 2)[1], normal(3, 4))
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda a: jnp.concatenate([a[:0], a]),
+        lambda a: lax.associative_scan(jnp.add, a),
+        lambda a: a[:, :0] @ jnp.zeros((0, 5)) + 1,
+        lambda a: lax.cond(True, jnp.sin, jnp.cos, a),
+    ],
+)
+def test_empty_values_and_known_branches(fn):
+    x = normal(8, 6)
+    np.testing.assert_allclose(wsc.compile(fn, x, wafer=small())(x)[0], fn(x), rtol=1e-6)
+
+
+def test_prng_keys_and_deterministic_dropout():
+    x, key = normal(8, 6), jax.random.key(0)
+    dropout = nnx.Dropout(0.5, deterministic=True, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(wsc.compile(dropout, x, wafer=small())(x)[0], x)
+    exe = wsc.compile(lambda k, a: a * 2, key, x, wafer=small())
+    np.testing.assert_array_equal(exe(key, x)[0], x * 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clock_hz": -1.0}, "clock_hz of a wafer is -1.0 Hz"),
+        ({"rows": 1.5}, "whole number"),
+        ({"hop_cycles": float("inf")}, "finite"),
+        ({"sram_bytes": 100}, "do not hold its 14848 B of code"),
+    ],
+)
+def test_wafers_that_cannot_be(change, message):
+    with pytest.raises(ArgumentError, match=message):
+        dataclasses.replace(wsc.WSE3, **change)

@@ -1,13 +1,15 @@
 """`wsc.compile`: the passes in order, from a JAX function to a program placed on wafers."""
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from wsc.errors import ArgumentError, TraceError, WscError
+from wsc.errors import ArgumentError, TraceError, UnsupportedError, WscError
 from wsc.lowering import jaxapi
 from wsc.lowering.build import build_programs
 from wsc.lowering.check import check
@@ -63,7 +65,7 @@ def compile(
     >>> y.shape, telemetry.cycles > 0
     ((1, 32), True)
     """
-    _check_options(order, wafers, context, batch, prefill_chunk)
+    _check_options(wafer, order, wafers, context, batch, prefill_chunk)
     decodes = not args and hasattr(model, "abstract_cache")
     if decodes:
         entries = [_step(model, 1, context, batch), _step(model, prefill_chunk, context, batch)]
@@ -86,11 +88,13 @@ def compile(
     return Executable(programs[0], traced[0], order, bound)
 
 
-def _check_options(order: str, wafers: int | None, context: int, batch: int, prefill_chunk: int) -> None:
+def _check_options(wafer: Any, order: str, wafers: int | None, context: int, batch: int, prefill_chunk: int) -> None:
+    if not isinstance(wafer, Wafer):
+        raise ArgumentError(f"wafer is {wafer!r}: it must be a wsc.Wafer, such as wsc.WSE3")
     if order not in ORDERS:
         raise ArgumentError(f"order is {order!r}: it must be one of {', '.join(ORDERS)}")
     for name, value in (("wafers", wafers), ("context", context), ("batch", batch), ("prefill_chunk", prefill_chunk)):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if (value is not None or name != "wafers") and (not isinstance(value, int) or value < 1):
             raise ArgumentError(f"{name} is {value!r}: it must be a whole number of at least 1")
     if prefill_chunk > context:
         raise ArgumentError(f"prefill_chunk is {prefill_chunk}, more than the context of {context}: make it smaller")
@@ -108,7 +112,7 @@ def _step(model: Any, tokens: int, context: int, batch: int) -> Entry:
 
 def _entry(model: Any, args: tuple, weight_argnums: int | Sequence[int] | None) -> Entry:
     if jaxapi.is_nnx_module(model):
-        fn, args, weights = (lambda model, *args: model(*args)), (model, *args), (0,)
+        fn, args, weights = _call_module, (model, *args), (0,)
     elif jaxapi.is_linen_module(model):
         fn, weights = model.apply, (0,)
     elif callable(model):
@@ -119,11 +123,28 @@ def _entry(model: Any, args: tuple, weight_argnums: int | Sequence[int] | None) 
             f"model with a KV cache such as wsc.models.Llama"
         )
     if weight_argnums is not None:
-        weights = (weight_argnums,) if isinstance(weight_argnums, int) else tuple(weight_argnums)
+        try:
+            weights = tuple(operator.index(i) for i in np.atleast_1d(np.asarray(weight_argnums)))
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(
+                f"weight_argnums is {weight_argnums!r}: it must be a whole number or several"
+            ) from error
         if bad := [i for i in weights if not 0 <= i < len(args)]:
             raise ArgumentError(f"weight_argnums has {bad[0]}, and there are {len(args)} arguments")
-    sizes = {str(jnp.dtype(a.dtype)) for a in jax.tree.leaves(args) if hasattr(a, "dtype")}
+    sizes = {str(a.dtype) for a in jax.tree.leaves(args) if hasattr(a, "dtype")}
     return Entry(fn, args, weights, f"one call, {', '.join(sorted(sizes)) or 'no arrays'}")
+
+
+def _call_module(model: Any, *args: Any) -> Any:
+    """A module's call; what it would change of itself would be lost, so that is refused."""
+    before = jax.tree.leaves(model)
+    outputs = model(*args)
+    if any(a is not b for a, b in zip(before, jax.tree.leaves(model), strict=False)):
+        raise UnsupportedError(
+            f"{type(model).__name__} changes its own state when it is called, and a compiled program would lose the "
+            f"change: call model.eval() first, or compile a function that returns the new state"
+        )
+    return outputs
 
 
 def _looks_like_weights(argument: Any) -> bool:

@@ -56,7 +56,9 @@ def test_wrong_leaf_of_a_structure_by_name(exe):
 
 @pytest.mark.parametrize("args", [(), ARGS[:1], (*ARGS, 1.0), ({"w": normal(13, 7)}, normal(2, 13))])
 def test_wrong_structure(exe, args):
-    with pytest.raises(ArgumentError, match=r"arguments compiled as .* and called as .*: pass the same structure"):
+    with pytest.raises(
+        ArgumentError, match=r"compiled as .* called as .*: pass the same|takes 2 arguments .* with [013]"
+    ):
         exe(*args)
 
 
@@ -74,7 +76,7 @@ def test_a_bound_module_takes_its_own_arguments_only():
     layer = nnx.Linear(5, 3, rngs=nnx.Rngs(0))
     exe = wsc.compile(layer, normal(2, 5), wafer=small())
     np.testing.assert_allclose(exe(normal(2, 5))[0], layer(normal(2, 5)), rtol=1e-5, atol=1e-6)
-    with pytest.raises(ArgumentError, match="pass the same structure"):
+    with pytest.raises(ArgumentError, match=r"takes 1 arguments .* with 2"):
         exe(layer, normal(2, 5))
 
 

@@ -119,7 +119,7 @@ def test_the_only_candidate_is_the_greedy_one(exe, greedy):
         ),
         ([1, 96], {}, "token 96 is outside the model's vocabulary of 96"),
         ([-1], {}, "token -1 is outside"),
-        ([1], {"max_new_tokens": 0}, "max_new_tokens is 0: it must be at least 1"),
+        ([1], {"max_new_tokens": 0}, "max_new_tokens is 0: it must be a whole number of at least 1"),
         (
             [1],
             {"temprature": 1.0},

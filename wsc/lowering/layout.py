@@ -110,7 +110,7 @@ def cut(n: int, pes: int) -> int:
     >>> cut(576, 100)       # tiles of 6
     96
     """
-    return -(-n // -(-n // max(1, min(n, pes))))
+    return -(-n // -(-n // max(1, min(n, pes)))) if n else 1
 
 
 def nest(shape: tuple[int, ...], pes: int) -> tuple[int, ...]:

@@ -95,9 +95,19 @@ class _Builder:
             return self.inline(inner, consts, operands, self._scoped(eqn, caller))
         if name == "scan":
             return self._unroll(eqn, operands, self._scoped(eqn, caller))
-        if name in _CONTROL_FLOW:
+        if name == "cond" and isinstance(operands[0], _Known):
+            branches = eqn.params["branches"]
+            taken, consts = jaxapi.open_jaxpr(branches[int(np.clip(operands[0].value, 0, len(branches) - 1))])
+            return self.inline(taken, consts, operands[1:], self._scoped(eqn, caller))
+        if eqn.effects and name not in _CONTROL_FLOW:
             raise UnsupportedError(
-                f"'{name}' at {jaxapi.source_line(eqn)}: its trip count or branch is known only at run time, and wsc "
+                f"'{name}' at {jaxapi.source_line(self._scoped(eqn, caller))} has a side effect on the host, which a "
+                f"wafer has not: take it out, such as jax.debug.print and callbacks"
+            )
+        if name in _CONTROL_FLOW:
+            line = jaxapi.source_line(self._scoped(eqn, caller))
+            raise UnsupportedError(
+                f"'{name}' at {line}: its trip count or branch is known only at run time, and wsc "
                 f"places straight-line programs. Use a loop of fixed length (jax.lax.scan, fori_loop with constant "
                 f"bounds) or jnp.where, or compile the loop's body alone."
             )

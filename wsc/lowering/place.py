@@ -91,14 +91,14 @@ class _Placer:
         needed = sum(self.least[i] * n for i, n in self.count.items())
         fewest = max(1, -(-needed // int(self.wafer.pes)))
         if self.limit is not None and fewest > self.limit:
-            raise self._too_large(needed, fewest)
+            raise self._too_large(needed)
         for wafers in range(fewest, (self.limit or MAX_WAFERS) + 1):
             found = self._best(wafers)
             if found is not None:
                 return found
             if self.limit is None and wafers > 4 * fewest + 4:
                 break
-        raise self._too_large(needed, None)
+        raise self._too_large(needed)
 
     def _best(self, wafers: int) -> list[Region] | None:
         """The placement with the fewest cycles found by walking from a few sizes of the repeated stage downhill."""
@@ -199,18 +199,29 @@ class _Placer:
             return False
         return max(map(stored_bytes, tiled)) + max(map(buffer_bytes, tiled)) <= self.wafer.sram_bytes
 
-    def _too_large(self, needed: int, fewest: int | None) -> FitError:
+    def _too_large(self, needed: int) -> FitError:
+        """What does not fit, by how much, and what would: found by trying, not by arithmetic."""
+        pes = int(self.wafer.pes)
         total = sum(self.programs[0].stored(i) * n for i, n in self.count.items())
         big = max(self.count, key=lambda i: self.least[i])
         message = (
-            f"the program does not fit: {total / 1e9:.1f} GB of weights and state need at least {needed:,} PEs of "
-            f"{self.usable:,} usable bytes each; {self.limit or 'each'} {self.wafer.name} has {int(self.wafer.pes):,}."
+            f"the program does not fit: {total / 1e9:,.4g} GB of weights and state need at least {needed:,} PEs of "
+            f"{self.usable:,} B beside the code, and a {self.wafer.name} has {pes:,}."
         )
-        if fewest is not None:
-            over = needed - (self.limit or 1) * int(self.wafer.pes)
-            return FitError(f"{message} It is over by {over:,} PEs: give it wafers={fewest} or more.")
+        if self.least[big] > pes:
+            return FitError(
+                f"{message} Stage '{self.stages[big].name}' alone needs {self.least[big]:,}, more than a wafer has, so "
+                f"more wafers do not help: split it into stages with weights of their own, or use a smaller dtype."
+            )
+        if self.limit is not None:
+            over = needed - self.limit * pes
+            by = f"It is over by {over:,} PEs on" if over > 0 else "With buffers and whole stages it does not fit on"
+            more = range(self.limit + 1, 4 * (needed // pes + 1) + 5)
+            enough = next((n for n in more if self._best(n) is not None), None)
+            advice = f"give it wafers={enough}." if enough else "no number of wafers was found that would do."
+            return FitError(f"{message} {by} {self.limit}: {advice}")
         return FitError(
-            f"{message} The largest stage, '{self.stages[big].name}', alone needs {self.least[big]:,}; with buffers no "
-            f"region was found whose PEs stay within {int(self.wafer.sram_bytes):,} B. Use more wafers, a shorter "
-            f"context, a smaller batch or prefill chunk, or a smaller dtype."
+            f"{message} No region was found for stage '{self.stages[big].name}' whose PEs stay within "
+            f"{int(self.wafer.sram_bytes):,} B with their buffers. Use smaller shapes (of a language model: a shorter "
+            f"context, a smaller batch or prefill chunk) or a smaller dtype."
         )

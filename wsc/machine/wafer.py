@@ -5,9 +5,12 @@ Kinds of number: *published* (vendor or author text), *measured*, *derived* (ari
 (the source says to what), *assumed* (no source known; the text says why the value was taken).
 """
 
+import math
 from dataclasses import dataclass, field, fields
 
 import jax
+
+from wsc.errors import ArgumentError
 
 KINDS = ("published", "measured", "derived", "fitted", "assumed")
 
@@ -58,6 +61,24 @@ class Wafer:
     idle_watts: float = _number(16100.0, "W", "measured", "a CS-2 system, idle; taken for WSE-3 too")
     pe_joules_per_cycle: float = _number(27e-12, "J", "derived", "30 mW peak a core at 1.1 GHz")
     hop_joules_per_bit: float = _number(0.1e-12, "J", "published", "die-to-die on the wafer; taken for every hop")
+
+    def __post_init__(self):
+        """Refuse plain numbers that no wafer has; tracers and the like pass, so that JAX can work over hardware."""
+        counts = ("columns", "rows", "sram_bytes", "code_bytes", "align_bytes", "wavelet_bytes")
+        may_be_zero = ("_cycles", "_joules", "code_bytes", "link_seconds", "idle_watts", "hop_joules_per_bit")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name == "name" or not isinstance(value, int | float):
+                continue
+            low = 0 if any(part in f.name for part in may_be_zero) and "per_cycle" not in f.name else 1e-300
+            whole = f.name not in counts or value == int(value) if math.isfinite(value) else False
+            if not whole or value < low:
+                what = "a whole number" if f.name in counts else "a finite number"
+                raise ArgumentError(f"{f.name} of a wafer is {value!r} {f.metadata['unit']}: it must be {what} above 0")
+        if isinstance(self.code_bytes, int) and isinstance(self.sram_bytes, int) and self.code_bytes >= self.sram_bytes:
+            raise ArgumentError(
+                f"a PE's {self.sram_bytes} B of SRAM do not hold its {self.code_bytes} B of code: set both with replace"
+            )
 
     @property
     def pes(self) -> int:

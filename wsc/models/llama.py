@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from wsc.errors import ArgumentError
+from wsc.errors import ArgumentError, ConfigError
 from wsc.models.config import LlamaConfig
 from wsc.models.config import config as named
 from wsc.models.rope import inverse_frequencies, rotate
@@ -156,7 +156,7 @@ class Llama(nnx.Module):
     """
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs | None, dtype: Any = None):
-        new = _initializer(rngs, jnp.dtype(config.dtype if dtype is None else dtype))
+        new = _initializer(rngs, weight_dtype(config.dtype if dtype is None else dtype))
         self.config = config
         self.embed = Embedding((config.vocab_size, config.hidden_size), new)
         self.layers = nnx.List([Block(config, new) for _ in range(config.num_hidden_layers)])
@@ -226,6 +226,17 @@ class Llama(nnx.Module):
             )
         if tokens.shape[1] > want[1]:
             raise ArgumentError(f"{tokens.shape[1]} tokens do not fit a cache of {want[1]}; use a longer context")
+
+
+def weight_dtype(dtype: Any) -> Any:
+    """The dtype of that name, if a wafer computes in it: ConfigError otherwise."""
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in ("float32", "bfloat16", "float16"):
+        raise ConfigError(f"dtype is {dtype!r}: it must be one of float32, bfloat16, float16")
+    return found
 
 
 def _initializer(rngs: nnx.Rngs | None, dtype: Any) -> New:

@@ -139,9 +139,16 @@ class Executable:
             expected = jax.tree.structure(jax.tree.unflatten(self.in_tree, [0] * len(self._avals))[1:])
         else:
             expected = self.in_tree
+        want = len(expected.children()) if expected.num_nodes else 0
+        if len(args) != want:
+            raise ArgumentError(
+                f"the program takes {want} arguments ({', '.join(names)}) and was called with {len(args)}"
+            )
         if tree != expected:
             raise ArgumentError(f"arguments compiled as {expected} and called as {tree}: pass the same structure")
         for name, aval, leaf in zip(names, avals, leaves, strict=True):
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                raise ArgumentError(f"argument '{name}' is only a shape: call the program with an array")
             try:
                 shape, dtype = jax.numpy.shape(leaf), jax.numpy.result_type(leaf)
             except TypeError as error:

@@ -45,6 +45,12 @@ class LanguageModel(Executable):
 
     def stream(self, tokenizer: Any, prompt: str, max_new_tokens: int = 32, **sampling: Any) -> Iterator[str]:
         """Pieces of the text that follows `prompt`, as tokens come."""
+        if not (hasattr(tokenizer, "stream") and hasattr(tokenizer, "encode")):
+            raise ArgumentError(
+                f"tokenizer is {tokenizer!r}: give the one that wsc.models.load returns beside the model"
+            )
+        if not isinstance(prompt, str):
+            raise ArgumentError(f"the prompt is a {type(prompt).__name__}: give a str, or ids to generate_ids")
         text = tokenizer.stream()
         ids = tokenizer.encode(prompt)
         for token in self.generate_ids(ids, max_new_tokens, stop=tokenizer.eos_ids, **sampling):
@@ -63,7 +69,7 @@ class LanguageModel(Executable):
         Raises ArgumentError for an empty prompt, one longer than the context, or ids outside the vocabulary.
         """
         chooser = self._chooser(sampling)
-        self._check_prompt(prompt, max_new_tokens)
+        prompt = self._check_prompt(prompt, max_new_tokens)
         weights = self._bound_leaves()
         logits, cache, length = self._read_prompt(prompt, weights)
         for step in range(max_new_tokens):
@@ -104,8 +110,13 @@ class LanguageModel(Executable):
             raise ArgumentError(f"unknown sampling option {sorted(unknown)}: there are {', '.join(sorted(known))}")
         return Sampling(**sampling)
 
-    def _check_prompt(self, prompt: list[int], max_new_tokens: int) -> None:
+    def _check_prompt(self, prompt: Any, max_new_tokens: int) -> list[int]:
+        """The ids as a list, checked."""
         vocabulary = self.model.config.vocab_size
+        ids = np.asarray(prompt)
+        if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+            raise ArgumentError(f"the prompt must be a list of whole numbers, token ids; got {prompt!r:.80}")
+        prompt = ids.tolist()
         if not prompt:
             raise ArgumentError("the prompt has no tokens: give it some text, or a beginning-of-sequence token")
         if len(prompt) > self.context:
@@ -113,10 +124,11 @@ class LanguageModel(Executable):
                 f"the prompt has {len(prompt)} tokens and the program was compiled for a context of {self.context}: "
                 f"shorten it, or compile with context={len(prompt) + max_new_tokens} or more"
             )
-        if max_new_tokens < 1:
-            raise ArgumentError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ArgumentError(f"max_new_tokens is {max_new_tokens!r}: it must be a whole number of at least 1")
         if bad := [t for t in prompt if not 0 <= t < vocabulary]:
             raise ArgumentError(f"token {bad[0]} is outside the model's vocabulary of {vocabulary}: wrong tokenizer?")
+        return prompt
 
 
 def _stepper(executable: Executable):

@@ -25,6 +25,12 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
+        for name in ("temperature", "top_p"):
+            if not isinstance(getattr(self, name), int | float):
+                raise ArgumentError(f"{name} is {getattr(self, name)!r}: it must be a number")
+        for name in ("top_k", "seed"):
+            if not isinstance(getattr(self, name), int) or not -(2**63) <= getattr(self, name) < 2**63:
+                raise ArgumentError(f"{name} is {getattr(self, name)!r}: it must be a whole number of 64 bits")
         if not self.temperature >= 0 or self.temperature == float("inf"):
             raise ArgumentError(f"temperature is {self.temperature}: it must be 0 (greedy) or above, and finite")
         if self.top_k < 0:
@@ -34,7 +40,7 @@ class Sampling:
 
     def choose(self, logits: jax.Array, step: int) -> int:
         """The next token from logits [V]; the same seed and step choose the same token."""
-        if self.temperature == 0:
+        if self.temperature < 1e-6:  # float32 logits over less overflow
             return int(jnp.argmax(logits))
         key = jax.random.fold_in(jax.random.key(self.seed), step)
         return int(_sample(logits, key, self.temperature, self.top_p, top_k=min(self.top_k, logits.shape[-1])))

@@ -111,5 +111,5 @@ def _come_to(still_at: Layout, moving: Operand, k_still, k_moving, b_still, b_mo
 def _multiply(tile: dict[str, int], flops: int, pes: int, itemsize: int, wafer: Wafer) -> Compute:
     """Multiply-accumulates of one PE as vector instructions, in the better of the loop orders."""
     total = math.prod(tile.values())
-    orders = [Compute("fmac", total // tile[v], tile[v], itemsize, flops, pes) for v in "nkm"]
+    orders = [Compute("fmac", total // max(1, tile[v]), tile[v], itemsize, flops, pes) for v in "nkm"]
     return min(orders, key=lambda step: cost(step, wafer).cycles)
