@@ -1,5 +1,6 @@
 """A language model on the wafer: prefill and decode programs over the same weights, and text out of them."""
 
+import dataclasses
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -140,6 +141,4 @@ def _stepper(executable: Executable):
 
 def _at_length(cache: Any, length: int) -> Any:
     """The cache with `length` tokens in it."""
-    import dataclasses
-
     return dataclasses.replace(cache, length=jnp.asarray(length, jnp.int32))
