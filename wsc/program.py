@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from wsc.lowering.layout import Grid, Layout
+from wsc.layout import Grid, Layout
 from wsc.machine.steps import Step
 from wsc.machine.wafer import Wafer
 

@@ -1,6 +1,6 @@
 """The rules of a placed program, as a program: run after every compile, and in tests after every pass."""
 
-from wsc.lowering.layout import Layout
+from wsc.layout import Layout
 from wsc.program import PlacedStage, Program
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from wsc.layout import Layout
 from wsc.lowering import jaxapi
 from wsc.lowering.jaxapi import Literal
-from wsc.lowering.layout import Layout
 from wsc.machine.steps import AllReduce
 from wsc.program import PlacedOp, Program
 from wsc.runtime.order import reduce_in_order

@@ -10,9 +10,9 @@ import math
 
 import numpy as np
 
+from wsc.layout import Layout
 from wsc.lowering import jaxapi
 from wsc.lowering.jaxapi import Literal
-from wsc.lowering.layout import Layout
 from wsc.machine.collectives import group_size
 from wsc.machine.steps import AllReduce
 from wsc.program import PlacedOp, Program

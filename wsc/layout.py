@@ -1,0 +1,111 @@
+"""How an array lies on a region: values only; what it costs to make it lie otherwise is in `wsc.lowering.layout`.
+
+A region is a mesh of PEs with axes `y` (rows) and `x` (columns). A `Layout` says into how many parts each dimension
+of an array is cut along each axis. Several dimensions cut along one axis nest, the first outermost: its parts get
+segments of equal length, which the next dimension divides again. A dimension cut along both axes is cut into all
+y * x parts; which axis is outer follows from how the layout came to be, and the tiles are as large either way. The
+PEs of a segment that no further dimension divides all hold the same part (replication).
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from jax.sharding import PartitionSpec
+
+
+class Grid(NamedTuple):
+    """The extent of a region in PEs."""
+
+    y: int
+    x: int
+
+    @property
+    def pes(self) -> int:
+        return self.y * self.x
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Parts of each dimension along `y` and along `x`.
+
+    >>> q = Layout(y=(1, 1), x=(8, 16))            # 8 heads x 128 features over x
+    >>> q.local((8, 128)), q.spec                # prints as JAX does
+    ((1, 8), P('x', 'x'))
+    """
+
+    y: tuple[int, ...]
+    x: tuple[int, ...]
+
+    def local(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The tile of the fullest PE, elements a dimension."""
+        return tuple(-(-n // (y * x)) for n, y, x in zip(shape, self.y, self.x, strict=True))
+
+    def size(self, shape: tuple[int, ...]) -> int:
+        """Elements of that tile."""
+        return math.prod(self.local(shape))
+
+    @cached_property
+    def parts(self) -> Grid:
+        """Distinct parts along each axis; fewer than PEs means replication."""
+        return Grid(math.prod(self.y), math.prod(self.x))
+
+    def fits(self, grid: Grid) -> bool:
+        return self.parts.y <= grid.y and self.parts.x <= grid.x
+
+    def copies(self, grid: Grid) -> int:
+        """How many PEs hold each element."""
+        return strides(self.y, grid.y)[-1] * strides(self.x, grid.x)[-1] if self.y else grid.pes
+
+    @property
+    def spec(self) -> PartitionSpec:
+        """The same as JAX writes it, without the number of parts."""
+        names = []
+        for y, x in zip(self.y, self.x, strict=True):
+            axes = tuple(a for a, parts in (("y", y), ("x", x)) if parts > 1)
+            names.append(None if not axes else axes[0] if len(axes) == 1 else axes)
+        return PartitionSpec(*names)
+
+    def along(self, axis: str) -> tuple[int, ...]:
+        return self.y if axis == "y" else self.x
+
+    def with_axis(self, axis: str, parts) -> "Layout":
+        parts = tuple(parts)
+        return Layout(parts, self.x) if axis == "y" else Layout(self.y, parts)
+
+    def take(self, dims) -> "Layout":
+        """The layout of the dimensions `dims`, in that order; None stands for a dimension that is not cut."""
+        dims = list(dims)
+        return Layout(
+            tuple(1 if d is None else self.y[d] for d in dims), tuple(1 if d is None else self.x[d] for d in dims)
+        )
+
+    def uncut(self, dims) -> "Layout":
+        """The same with the dimensions `dims` whole on every PE."""
+        dims = set(dims)
+        return self.take(None if d in dims else d for d in range(len(self.y)))
+
+    def __str__(self) -> str:
+        cells = []
+        for y, x in zip(self.y, self.x, strict=True):
+            cells.append("".join(f"{a}{parts}" for a, parts in (("y", y), ("x", x)) if parts > 1) or "-")
+        return "[" + " ".join(cells) + "]"
+
+
+def whole(rank: int) -> Layout:
+    """Every PE has everything."""
+    return Layout((1,) * rank, (1,) * rank)
+
+
+def strides(parts: tuple[int, ...], pes: int) -> list[int]:
+    """PEs from one part to the next, a dimension; the last is the length of the segment that holds one part.
+
+    >>> strides((8, 16), 150)
+    [18, 1]
+    """
+    found = []
+    for p in parts:
+        pes //= p
+        found.append(pes)
+    return found
