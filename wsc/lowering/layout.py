@@ -8,6 +8,7 @@ import numpy as np
 
 from wsc.layout import Grid, Layout, strides, whole
 from wsc.machine import collectives
+from wsc.machine.collectives import Costs
 from wsc.machine.steps import AllReduce, Multicast, Shift, Step
 from wsc.machine.wafer import Wafer
 
@@ -78,8 +79,8 @@ def all_reduce(at: Layout, dims, axis: str, elements: int, itemsize: int, grid: 
     span = (participants - 1) * spacing
     lines = grid.pes // pes * strides(parts, pes)[-1] * math.prod(p for d, p in enumerate(parts) if d not in dims)
     words = wavelets(elements, itemsize, wafer)
-    name = collectives.cheapest_reduce(participants, words, span * wafer.hop_cycles, 2 * wafer.ramp_cycles + 1)
-    return [AllReduce(name, participants, span, words, lines)]
+    name, shape = collectives.cheapest_all_reduce(participants, words, span, Costs.of(wafer), int(wafer.colors))
+    return [AllReduce(name, participants, span, words, lines, shape)]
 
 
 def _blocks(parts: tuple[int, ...], shape: tuple[int, ...], pes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -103,8 +104,9 @@ def _owner(parts: tuple[int, ...], shape: tuple[int, ...], pes: int, index: Sequ
     return owner
 
 
-def _traffic(source: np.ndarray, target: np.ndarray, pes: int) -> tuple[int, int, int]:
-    """(farthest, fullest link, total hops) when element e goes from PE source[e] to PE target[e] along a line."""
+def _traffic(source: np.ndarray, target: np.ndarray, pes: int) -> tuple[int, int, int, int]:
+    """(farthest, fullest link, total hops, largest message) when element e goes from PE source[e] to PE target[e] along
+    a line."""
     source, target = source.ravel(), target.ravel()
     distance = np.abs(target - source)
     loads = []
@@ -112,7 +114,8 @@ def _traffic(source: np.ndarray, target: np.ndarray, pes: int) -> tuple[int, int
         ahead = low < high
         ends = np.bincount(low[ahead], minlength=pes + 1) - np.bincount(high[ahead], minlength=pes + 1)
         loads.append(int(np.cumsum(ends).max(initial=0)))
-    return int(distance.max(initial=0)), max(loads), int(distance.sum())
+    messages = np.unique((source * pes + target)[distance > 0], return_counts=True)[1]
+    return int(distance.max(initial=0)), max(loads), int(distance.sum()), int(messages.max(initial=0))
 
 
 def exchange(
@@ -145,12 +148,13 @@ def exchange(
 def _passed_on(first, last, target, tile, per_element, axis: str, grid: Grid, itemsize, wafer: Wafer) -> list[Step]:
     """Elements go from PE first[e] to PE last[e]; a part that several PEs keep is then multicast among them."""
     pes = getattr(grid, axis)
-    distance, load, total = _traffic(first, last, pes)
+    distance, load, total, largest = _traffic(first, last, pes)
     if not distance:
         return []
     lines = grid.pes // pes
     words = wavelets(load * per_element, itemsize, wafer)
-    steps: list[Step] = [Shift(distance, words, wavelets(total * per_element, itemsize, wafer), lines)]
+    hops = wavelets(total * per_element, itemsize, wafer)
+    steps: list[Step] = [Shift(distance, words, hops, lines, wavelets(largest * per_element, itemsize, wafer))]
     copies = strides(target, pes)[-1]
     if copies > 1:
         steps.append(Multicast(copies, copies - 1, wavelets(tile, itemsize, wafer), lines * math.prod(target)))

@@ -1,20 +1,77 @@
-"""Closed forms for moving data between PEs on a line, in cycles.
+"""Closed forms for moving data between the PEs of a line, in cycles: one form a pattern and algorithm.
 
-Source of every formula: "Near-Optimal Wafer-Scale Reduce" (HPDC 2024), model error below 4 % on a CS-2. There
+Source of the forms, unless said otherwise: "Near-Optimal Wafer-Scale Reduce" (HPDC 2024), model error below 4 % on a
+CS-2. There
 
     T = max(C, E/N + L) + (2*T_R + 1) * D
 
 with C the most wavelets any PE sends or receives, E the hops summed over wavelets, N the links used, L the longest
-path and D the longest chain of dependent operations. Arguments here: `pes` participants, `wavelets` B each, `span`
-hops from the first participant to the last (pes - 1 when neighbours take part), `relay` = 2*T_R + 1 cycles.
-Each function returns (latency, serial): the cycles that distance and dependence cost whatever the amount of data,
-and the cycles that the amount of data adds.
+path and D the longest chain of dependent operations. A `Line` has `pes` participants P, `wavelets` B of each, and
+`span` hops from the first participant to the last (P - 1 when neighbours take part). `Costs` are the wafer's: cycles a
+hop, a hop that also delivers, a relay (2*T_R + 1), the width of a link, and `setup`, what a PE needs before each of its
+instructions; with setup = 0 and deliver = hop = 1 the forms are the published ones to the letter.
 """
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
-REDUCES = ("chain", "tree", "two_phase")
+from wsc.machine import reduce_tree
+from wsc.machine.numbers import Number, maximum
+from wsc.machine.wafer import Wafer
+
+REDUCES = ("chain", "tree", "two_phase", "generated", "star")
+
+
+class Line(NamedTuple):
+    """Who takes part, and how much data each has."""
+
+    pes: int
+    wavelets: float
+    span: float
+
+
+class Costs(NamedTuple):
+    """What the forms need of a wafer, in cycles."""
+
+    hop: Number = 1.0
+    deliver: Number = 1.0
+    relay: Number = 5.0
+    setup: Number = 0.0
+    width: Number = 1.0
+
+    @classmethod
+    def of(cls, wafer: Wafer) -> "Costs":
+        return cls(
+            wafer.hop_cycles,
+            wafer.deliver_cycles,
+            wafer.relay_cycles,
+            wafer.loop_cycles,
+            wafer.link_wavelets_per_cycle,
+        )
+
+
+class Form(NamedTuple):
+    """What one collective costs. `latency` whatever the amount of data, `serial` because of it, `setup` instructions
+    prepared one after the other; `sent` wavelets and `hops` summed over them, all PEs of the line; `colors` it takes."""
+
+    latency: Number
+    serial: Number
+    setup: Number
+    sent: float
+    hops: float
+    colors: int
+
+    @property
+    def cycles(self) -> Number:
+        return self.latency + self.serial + self.setup
+
+    def then(self, other: "Form") -> "Form":
+        """One after the other, on colors of their own."""
+        return Form(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+NOTHING = Form(0.0, 0.0, 0.0, 0.0, 0.0, 0)
 
 
 def group_size(pes: int) -> int:
@@ -22,68 +79,164 @@ def group_size(pes: int) -> int:
     return max(1, round(math.sqrt(pes)))
 
 
-def multicast(pes: int, wavelets: float, span: float, relay: float) -> tuple[float, float]:
+def multicast(line: Line, c: Costs = Costs()) -> Form:  # noqa: B008 - a tuple
     """One PE sends to all others along the line: `B + P + 2*T_R`."""
+    if line.pes <= 1:
+        return NOTHING
+    passing = line.span - (line.pes - 1)
+    latency = passing * c.hop + (line.pes - 1) * c.deliver + c.relay
+    return Form(latency, line.wavelets / c.width, c.setup, line.wavelets, line.wavelets * line.span, 1)
+
+
+def _reduce(line: Line, c: Costs, received: int, energy: float, depth: int, colors: int) -> Form:
+    """The general form: the busiest PE takes in `received` messages, each wavelet makes `energy` hops on a line of
+    neighbours, and `depth` operations depend on one another."""
+    b = line.wavelets / c.width
+    latency = line.span * c.hop + depth * c.relay
+    taken = received * (b + c.setup) - c.setup
+    whole = maximum(taken, b * energy / (line.pes - 1) + line.span * c.hop) + depth * c.relay
+    hops = line.wavelets * energy * line.span / (line.pes - 1)
+    return Form(latency, whole - latency, c.setup, line.wavelets * (line.pes - 1), hops, colors)
+
+
+def reduce(algorithm: str, line: Line, c: Costs = Costs(), shape: tuple[int, ...] = ()) -> Form:  # noqa: B008
+    """The sum of every participant's data, at the first PE of the line, by the named algorithm:
+
+    chain      neighbour to neighbour, `out = in + memory`: `B + (2*T_R + 2)*(P - 1)`
+    tree       binary: `max(B*lg P, B*P*lg P/(2*(P-1)) + P - 1) + (2*T_R + 1)*lg P`
+    two_phase  chains within groups of S, then one over the G = ceil(P/S) groups, with E = (S-1)*G + (G-1)*S, which
+               gives the published table exactly
+    generated  the tree of depth `shape[0]`, or the one that `reduce_tree` finds for this amount of data
+    star       all send to the first: `B*(P-1) + 2*T_R + 1`
+    """
+    pes = line.pes
     if pes <= 1:
-        return 0.0, 0.0
-    return span + relay, wavelets
+        return NOTHING
+    if algorithm == "chain":
+        return _reduce(line, c, 1, pes - 1, pes - 1, 2)
+    if algorithm == "tree":
+        rounds = math.ceil(math.log2(pes))
+        return _reduce(line, c, rounds, pes * rounds / 2, rounds, 3)
+    if algorithm == "two_phase":
+        size = group_size(pes)
+        groups = math.ceil(pes / size)
+        energy = (size - 1) * groups + (groups - 1) * size
+        return _reduce(line, c, 2, energy, (size - 1) + (groups - 1), 3)
+    if algorithm == "generated":
+        depth = min(shape[0], pes - 1) if shape else generated_depth(pes, line.wavelets)
+        if depth == pes - 1:
+            return _reduce(line, c, 1, pes - 1, pes - 1, 3)
+        energy = float(reduce_tree.least_energy(pes)[depth])
+        return _reduce(line, c, reduce_tree.degree(pes, depth), energy, depth, 3)
+    if algorithm == "star":
+        b = line.wavelets / c.width
+        serial = maximum(b * (pes - 1) - line.span * c.hop, 0.0 * b)
+        hops = line.wavelets * line.span * pes / 2
+        return Form(line.span * c.hop + c.relay, serial, c.setup, line.wavelets * (pes - 1), hops, 1)
+    raise ValueError(f"no reduce named {algorithm!r}")
 
 
-def chain(pes: int, wavelets: float, span: float, relay: float) -> tuple[float, float]:
-    """Neighbour to neighbour, `out = in + memory`, one wavelet a cycle: `B + (2*T_R + 2)*(P - 1)`."""
-    return span + relay * (pes - 1), wavelets
+def generated_depth(pes: int, wavelets: float) -> int:
+    """The depth of the tree that is generated for this much data. The tree belongs to the program, not to the wafer, so
+    it is the one for neighbours with the published costs."""
+    return reduce_tree.best_depth(pes, wavelets, pes - 1, 5.0, 21.0)
 
 
-def tree(pes: int, wavelets: float, span: float, relay: float) -> tuple[float, float]:
-    """Binary tree: `max(B*lg P, B*P*lg P/(2*(P-1)) + P - 1) + (2*T_R + 1)*lg P`."""
-    depth = math.ceil(math.log2(pes))
-    whole = max(wavelets * depth, wavelets * pes * depth / (2 * (pes - 1)) + span) + relay * depth
-    latency = span + relay * depth
-    return latency, whole - latency
+def _side(line: Line) -> Line:
+    """The longer half of a line whose middle PE is the root, the root included."""
+    half = line.pes // 2 + 1
+    return Line(half, line.wavelets, line.span * (half - 1) / (line.pes - 1))
 
 
-def two_phase(pes: int, wavelets: float, span: float, relay: float) -> tuple[float, float]:
-    """Chains within groups of S, then one over the G = ceil(P/S) groups: `max(2B, B*E/(P-1) + P-1) + (2*T_R+1)*D`
-    with E = (S-1)*G + (G-1)*S hops a wavelet and D = S-1 + G-1, which gives the published table exactly."""
-    size = group_size(pes)
-    groups = math.ceil(pes / size)
-    dependent = (size - 1) + (groups - 1)
-    whole = max(2 * wavelets, wavelets * _two_phase_hops(pes) / (pes - 1) + span) + relay * dependent
-    latency = span + relay * dependent
-    return latency, whole - latency
+def all_reduce(algorithm: str, line: Line, c: Costs = Costs(), shape: tuple[int, ...] = ()) -> Form:  # noqa: B008
+    """The sum at every participant:
+
+    `name`         that reduce, then a multicast back along the line
+    `centre_name`  that reduce from both ends to the middle PE, which takes in the two sums one after the other and then
+                   sends both ways
+    k_level        chains from both ends to the middle of groups of `shape[0]`, then of `shape[1]` of their roots, and
+                   so on; the last root sends both ways (WaferLLM, OSDI 2025, with two levels)
+    ring           `2(P-1)*B/P + 4P - 6 + 2(P-1)*(2*T_R+1)`
+    """
+    pes = line.pes
+    if pes <= 1:
+        return NOTHING
+    b = line.wavelets / c.width
+    if algorithm == "ring":
+        spacing = line.span / (pes - 1)
+        latency = (4 * pes - 6) * spacing * c.hop + 2 * (pes - 1) * c.relay
+        sent = 2 * (pes - 1) * line.wavelets
+        return Form(latency, 2 * (pes - 1) * b / pes, 2 * c.setup, sent, 2 * sent * spacing, 4)
+    if algorithm == "k_level":
+        return _k_level(line, c, shape)
+    if not algorithm.startswith("centre_"):
+        return reduce(algorithm, line, c, shape).then(multicast(line, c))
+    if pes == 2:
+        return reduce(algorithm.removeprefix("centre_"), line, c, shape).then(multicast(line, c))
+    side = _side(line)
+    return _both_sides(reduce(algorithm.removeprefix("centre_"), side, c, shape), b, c).then(
+        _both_sides(multicast(side, c), b, c)
+    )
 
 
-def _two_phase_hops(pes: int) -> int:
-    size = group_size(pes)
-    groups = math.ceil(pes / size)
-    return (size - 1) * groups + (groups - 1) * size
+def _both_sides(side: Form, b: Number, c: Costs) -> Form:
+    """Two halves at once; the middle PE deals with their messages one after the other."""
+    return Form(side.latency, side.serial + b, side.setup + c.setup, 2 * side.sent, 2 * side.hops, 2 * side.colors)
 
 
-_FORMS = {"chain": chain, "tree": tree, "two_phase": two_phase}
+def _k_level(line: Line, c: Costs, shape: tuple[int, ...]) -> Form:
+    levels = k_levels(line.pes, shape)
+    b = line.wavelets / c.width
+    spacing = line.span / (line.pes - 1)
+    found, lines = NOTHING, line.pes
+    for size in levels:
+        lines = math.ceil(lines / size)
+        half = size // 2
+        hops = half * spacing
+        latency = hops * c.hop + half * c.relay
+        sent = lines * (size - 1) * line.wavelets
+        found = found.then(Form(latency, 2 * b, 2 * c.setup, sent, sent * spacing, 4))
+        spacing *= size
+    back = _side(line) if line.pes > 2 else line
+    return found.then(_both_sides(multicast(back, c), b, c))
 
 
-def reduce(algorithm: str, pes: int, wavelets: float, span: float, relay: float) -> tuple[float, float]:
-    """The named reduce; nothing moves when only one PE takes part."""
-    return _FORMS[algorithm](pes, wavelets, span, relay) if pes > 1 else (0.0, 0.0)
+def k_levels(pes: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The level sizes of a k_level all-reduce: `sizes`, and a last level of as many roots as then are left.
+
+    >>> k_levels(420, (21,))
+    (21, 20)
+    """
+    left = pes
+    for size in sizes:
+        left = math.ceil(left / size)
+    return (*sizes, left) if left > 1 else sizes
+
+
+def ways(pes: int, wavelets: float) -> list[tuple[str, tuple[int, ...]]]:
+    """(algorithm, shape) of every all-reduce that a program may choose. The ring is not among them: it never wins, and
+    adds every part of the data in another order."""
+    found: list[tuple[str, tuple[int, ...]]] = []
+    for prefix, line in (("centre_", pes // 2 + 1), ("", pes)):
+        found += [(prefix + name, ()) for name in REDUCES if name != "generated"]
+        found.append((prefix + "generated", (generated_depth(line, wavelets),)))
+    two = sorted({max(2, round(math.sqrt(pes) * f)) for f in (0.5, 0.7, 1.0, 1.4, 2.0)})
+    three = max(2, round(pes ** (1 / 3)))
+    levels = [(size,) for size in two] + [(three, three)]
+    return found + [("k_level", sizes) for sizes in levels if pes > 8]
 
 
 @lru_cache(maxsize=65536)
-def cheapest_reduce(pes: int, wavelets: float, span: float, relay: float) -> str:
-    """The name of the reduce with the fewest cycles.
+def cheapest_all_reduce(
+    pes: int, wavelets: float, span: float, c: Costs = Costs(), colors: int = 18  # noqa: B008
+) -> tuple[str, tuple[int, ...]]:  # fmt: skip
+    """(algorithm, shape) of the all-reduce with the fewest cycles among those that `colors` allow.
 
-    >>> cheapest_reduce(512, 1, 511, 5), cheapest_reduce(512, 256, 511, 5), cheapest_reduce(512, 4096, 511, 5)
-    ('tree', 'two_phase', 'chain')
+    >>> cheapest_all_reduce(512, 1, 511), cheapest_all_reduce(512, 4096, 511, colors=3)
+    (('centre_star', ()), ('chain', ()))
     """
-    return min(REDUCES, key=lambda name: sum(reduce(name, pes, wavelets, span, relay)))
-
-
-def reduce_wavelet_hops(algorithm: str, pes: int, wavelets: float, span: float) -> float:
-    """E: hops summed over every wavelet the reduce sends."""
-    if pes <= 1:
-        return 0.0
-    spacing = span / (pes - 1)
-    if algorithm == "chain":
-        return wavelets * span
-    if algorithm == "tree":
-        return wavelets * spacing * pes * math.ceil(math.log2(pes)) / 2
-    return wavelets * spacing * _two_phase_hops(pes)
+    line = Line(pes, wavelets, span)
+    found = [(all_reduce(name, line, c, groups), name, groups) for name, groups in ways(pes, wavelets)]
+    allowed = [f for f in found if f[0].colors <= colors]
+    best = min(allowed or [min(found, key=lambda f: f[0].colors)], key=lambda f: f[0].cycles)
+    return best[1], best[2]

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from wsc.machine import collectives
-from wsc.machine.steps import AllReduce, Compute, HostLink, Move, Multicast, Reduce, Shift, Step, WaferLink
+from wsc.machine.collectives import Costs, Form, Line
+from wsc.machine.numbers import Number, ceil, maximum, where
+from wsc.machine.steps import AllReduce, Compute, HostLink, Move, Multicast, Reduce, Rounds, Shift, Step, WaferLink
 from wsc.machine.wafer import Wafer
 
 
@@ -17,67 +19,99 @@ class Cost:
     The five cycle fields are disjoint; `cycles` is their sum and lies on the critical path of the step.
     """
 
-    latency: float = 0.0  # cycles: hops, ramps, relays and the task that an arrival starts, whatever the amount of data
-    serial: float = 0.0  # cycles: wavelets waiting for their link, one a cycle
-    arithmetic: float = 0.0  # cycles: lanes at work, transcendentals included
-    overhead: float = 0.0  # cycles: instruction issue and loops
-    links: float = 0.0  # cycles: off-wafer links, to the host or the next wafer
-    flops: float = 0.0  # operations, all PEs
-    wavelets: float = 0.0  # wavelets sent, all PEs
-    hops: float = 0.0  # hops summed over wavelets
-    sram_bytes: float = 0.0  # bytes read from and written to SRAM, all PEs
-    link_bytes: float = 0.0  # bytes over off-wafer links
-    busy: float = 0.0  # PE-cycles spent computing, all PEs
+    latency: Number = 0.0  # cycles: hops, ramps and relays, whatever the amount of data
+    serial: Number = 0.0  # cycles: wavelets waiting for their link, one after the other
+    arithmetic: Number = 0.0  # cycles: lanes at work, transcendentals included
+    overhead: Number = 0.0  # cycles: instructions issued and prepared, loops, tasks switched
+    links: Number = 0.0  # cycles: off-wafer links, to the host or the next wafer
+    contention: Number = 0.0  # cycles, part of `serial`: waiting for messages of others on the same link
+    flops: Number = 0.0  # operations, all PEs
+    wavelets: Number = 0.0  # wavelets sent, all PEs
+    hops: Number = 0.0  # hops summed over wavelets
+    sram_bytes: Number = 0.0  # bytes read from and written to SRAM, all PEs
+    link_bytes: Number = 0.0  # bytes over off-wafer links
+    busy: Number = 0.0  # PE-cycles spent computing, all PEs
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(*(a + b for a, b in zip(_values(self), _values(other), strict=True)))
 
-    def __mul__(self, times: float) -> "Cost":
+    def __mul__(self, times: Number) -> "Cost":
         return Cost(*(a * times for a in _values(self)))
 
     @property
-    def cycles(self) -> float:
+    def cycles(self) -> Number:
+        """Cycles with links shared as they are."""
         return self.latency + self.serial + self.arithmetic + self.overhead + self.links
+
+    @property
+    def ideal_cycles(self) -> Number:
+        """Cycles if every message had its links to itself."""
+        return self.cycles - self.contention
 
 
 _NAMES = [f.name for f in dataclasses.fields(Cost)]
+_TIMES = ("latency", "serial", "arithmetic", "overhead", "links", "contention")
 
 
-def _values(cost: Cost) -> list[float]:
+def _values(cost: Cost) -> list[Number]:
     return [getattr(cost, name) for name in _NAMES]
 
 
-@lru_cache(maxsize=65536)
 def cost(step: Step, wafer: Wafer) -> Cost:
-    """The cost of one step on `wafer`.
+    """The cost of one step on `wafer`, whose numbers may be plain or JAX's.
 
     >>> from wsc.machine.wafer import WSE3
-    >>> cost(Multicast(pes=512, span=511, wavelets=1, instances=1), WSE3).cycles   # 517 published, + a task switch
-    527.0
+    >>> found = cost(Multicast(pes=512, span=511, wavelets=1, instances=1), WSE3)
+    >>> found.latency, found.serial, found.overhead          # 2 cycles a hop that delivers, 5 for the ramps
+    (1027.0, 1.0, 21.0)
     """
-    relay = (2 * wafer.ramp_cycles + 1) * 1.0
+    try:
+        return _plain_cost(step, wafer)
+    except TypeError:  # a wafer of tracers has no hash
+        return _cost(step, wafer)
+
+
+@lru_cache(maxsize=65536)
+def _plain_cost(step: Step, wafer: Wafer) -> Cost:
+    return _cost(step, wafer)
+
+
+def _cost(step: Step, wafer: Wafer) -> Cost:
+    width = wafer.link_wavelets_per_cycle
     match step:
         case Compute():
             return _compute(step, wafer)
         case Multicast(pes, span, wavelets, instances):
-            latency, serial = collectives.multicast(pes, wavelets, span * wafer.hop_cycles, relay)
-            hops = wavelets * span * instances
-            return _fabric(wafer, latency, serial, wavelets * instances, hops, wavelets * pes * instances)
+            form = collectives.multicast(Line(pes, wavelets, span), Costs.of(wafer))
+            return _fabric(wafer, form, instances, wavelets * pes * instances)
         case Reduce(algorithm, pes, span, wavelets, instances):
-            latency, serial = collectives.reduce(algorithm, pes, wavelets, span * wafer.hop_cycles, relay)
-            hops = collectives.reduce_wavelet_hops(algorithm, pes, wavelets, span) * instances
-            sent = wavelets * (pes - 1) * instances
-            return _fabric(wafer, latency, serial, sent, hops, 2 * sent)
-        case AllReduce(algorithm, pes, span, wavelets, instances):
-            first = cost(Reduce(algorithm, pes, span, wavelets, instances), wafer)
-            return first + cost(Multicast(pes, span, wavelets, instances), wafer)
-        case Shift(distance, wavelets, total, instances):
-            latency = distance * wafer.hop_cycles + relay
+            form = collectives.reduce(algorithm, Line(pes, wavelets, span), Costs.of(wafer))
+            return _fabric(wafer, form, instances, 2 * form.sent * instances)
+        case AllReduce(algorithm, pes, span, wavelets, instances, _, after):
+            whole = _all_reduce(step, after + wavelets, wafer)
+            return whole + _all_reduce(step, after, wafer) * -1.0 if after else whole
+        case Shift(distance, wavelets, total, instances, largest):
             sent = total / max(distance, 1) * instances
-            return _fabric(wafer, latency, wavelets, sent, total * instances, 2 * sent)
+            return Cost(
+                latency=distance * wafer.hop_cycles + wafer.relay_cycles,
+                serial=wavelets / width,
+                overhead=2 * wafer.loop_cycles,
+                contention=(wavelets - largest) / width,
+                wavelets=sent,
+                hops=total * instances,
+                sram_bytes=2 * sent * wafer.wavelet_bytes,
+            )
+        case Rounds():
+            return _rounds(step, wafer)
         case Move(distance, wavelets, links):
-            latency = distance * wafer.hop_cycles + relay
-            return _fabric(wafer, latency, math.ceil(wavelets / links), wavelets, wavelets * distance, 2 * wavelets)
+            return Cost(
+                latency=distance * wafer.hop_cycles + wafer.relay_cycles,
+                serial=math.ceil(wavelets / links) / width,
+                overhead=wafer.task_cycles + wafer.loop_cycles,
+                wavelets=wavelets,
+                hops=wavelets * distance,
+                sram_bytes=2 * wavelets * wafer.wavelet_bytes,
+            )
         case HostLink(nbytes):
             return Cost(links=nbytes / wafer.host_bytes_per_second * wafer.clock_hz, link_bytes=nbytes)
         case WaferLink(nbytes):
@@ -86,28 +120,38 @@ def cost(step: Step, wafer: Wafer) -> Cost:
     raise TypeError(f"not a step: {step!r}")
 
 
-def _fabric(wafer: Wafer, latency, serial, wavelets, hops, touched) -> Cost:
+def _all_reduce(step: AllReduce, wavelets: int, wafer: Wafer) -> Cost:
+    form = collectives.all_reduce(step.algorithm, Line(step.pes, wavelets, step.span), Costs.of(wafer), step.shape)
+    return _fabric(wafer, form, step.instances, (2 * form.sent + wavelets * step.pes) * step.instances)
+
+
+def _fabric(wafer: Wafer, form: Form, instances: int, touched: float) -> Cost:
     """`touched` wavelets are read from or written to SRAM at the ends."""
     return Cost(
-        latency=latency + wafer.task_cycles,
-        serial=serial,
-        wavelets=wavelets,
-        hops=hops,
+        latency=form.latency,
+        serial=form.serial,
+        overhead=form.setup,
+        wavelets=form.sent * instances,
+        hops=form.hops * instances,
         sram_bytes=touched * wafer.wavelet_bytes,
     )
 
 
 def _compute(step: Compute, wafer: Wafer) -> Cost:
+    """Issue + ceil(length / lanes) an instruction, lanes by dtype and generation; both reads from one bank of SRAM take
+    further passes. Around it a loop, or a hardware map for many calls; scalar functions run in a map."""
     elements = step.calls * step.length
-    overhead = step.calls * wafer.call_cycles
-    if step.kind == "transcendental":
-        arithmetic, overhead = elements * wafer.transcendental_cycles, 0.0
-    elif step.kind == "divide":
-        arithmetic, overhead = elements * wafer.division_cycles, 0.0
-    elif step.kind == "fmac":
-        arithmetic = step.calls * math.ceil(step.length / wafer.fmac_per_cycle(step.itemsize))
+    if step.kind in ("transcendental", "divide"):
+        one = wafer.transcendental_cycles if step.kind == "transcendental" else wafer.division_cycles
+        arithmetic, overhead = elements * one, wafer.loop_cycles
     else:
-        arithmetic = step.calls * math.ceil(step.length / wafer.vector_per_cycle(step.itemsize))
+        passes = 1 + step.conflict * wafer.conflict(step.itemsize)
+        arithmetic = step.calls * ceil(step.length / wafer.lanes(step.kind, step.itemsize) * passes)
+        overhead = step.calls * wafer.issue_cycles
+        if step.maps:
+            overhead = overhead + step.calls * wafer.map_cycles + step.maps * wafer.nest_cycles
+        elif not step.bare:
+            overhead = overhead + step.calls * wafer.loop_cycles
     return Cost(
         arithmetic=arithmetic,
         overhead=overhead,
@@ -117,7 +161,28 @@ def _compute(step: Compute, wafer: Wafer) -> Cost:
     )
 
 
-def energy_joules(total: Cost, wafer: Wafer, wafers: int = 1) -> dict[str, float]:
+def _rounds(step: Rounds, wafer: Wafer) -> Cost:
+    """The longer of computing and passing on counts; work, traffic and bytes are those of both."""
+    compute = sum((cost(s, wafer) for s in step.compute), Cost())
+    fabric = sum((cost(s, wafer) for s in step.fabric), Cost())
+    fabric = dataclasses.replace(
+        fabric,
+        serial=fabric.serial * wafer.link_wavelets_per_cycle / wafer.background_wavelets_per_cycle,
+        overhead=0.0,
+    )
+    computes = compute.cycles >= fabric.cycles
+    times = {name: where(computes, getattr(compute, name), getattr(fabric, name)) for name in _TIMES}
+    starting = step.transfers * wafer.loop_cycles + step.tasks * wafer.task_cycles
+    times["overhead"] = times["overhead"] + starting
+    return dataclasses.replace(compute + fabric, **times) * step.times
+
+
+def longest(*costs: Cost) -> Number:
+    """The cycles of the longest of several that run at once."""
+    return maximum(*(c.cycles for c in costs))
+
+
+def energy_joules(total: Cost, wafer: Wafer, wafers: int = 1) -> dict[str, Number]:
     """Energy of `total` by cause: idle power of the systems over its time, busy cores, and wavelets in flight."""
     return {
         "idle": wafer.idle_watts * wafers * total.cycles / wafer.clock_hz,

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 class Compute:
     """Vector instructions on `instances` PEs: `calls` of `length` elements each; `flops` useful operations in all.
 
-    `kind` is "fmac", "vector" (add, multiply, compare, move), "divide" or "transcendental" (one element at a time).
+    `kind` is "fmac", "vector" (add, multiply, compare, move), "sum" (into one accumulator), "divide" or
+    "transcendental" (both one element at a time). The calls run in `maps` hardware maps, or each in a loop of its own
+    (`maps` 0), or with nothing around them (`bare`). `conflict` is the share of elements both of whose reads meet one bank of SRAM.
     """
 
     kind: str
@@ -21,6 +23,9 @@ class Compute:
     itemsize: int
     flops: int
     instances: int
+    maps: int = 0
+    conflict: float = 0.0
+    bare: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,23 +51,43 @@ class Reduce:
 
 @dataclass(frozen=True)
 class AllReduce:
-    """A reduce, then a multicast of the result along the same line."""
+    """Each line sums `wavelets` and every participant gets the sum; `shape` has the level sizes of a "k_level", or the
+    depth of a generated tree.
+
+    `after` wavelets of other values go ahead in the same collective (fused), so this one adds its data only.
+    """
 
     algorithm: str
     pes: int
     span: int
     wavelets: int
     instances: int
+    shape: tuple[int, ...] = ()
+    after: int = 0
 
 
 @dataclass(frozen=True)
 class Shift:
-    """PEs of a line pass data to others at most `distance` hops away; the fullest link carries `wavelets`."""
+    """PEs of a line pass data to others at most `distance` hops away; the fullest link carries `wavelets`, and the
+    `largest` message would need that many of its own."""
 
     distance: int
     wavelets: int
     total_wavelet_hops: int
     instances: int
+    largest: int
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """`times` rounds that each compute and pass data on at the same time: a round takes the longer of the two, and
+    what it takes to start it: `transfers` set up, `tasks` switched."""
+
+    times: int
+    compute: tuple["Step", ...]
+    fabric: tuple["Step", ...]
+    transfers: int
+    tasks: int
 
 
 @dataclass(frozen=True)
@@ -88,4 +113,4 @@ class WaferLink:
     nbytes: int
 
 
-Step = Compute | Multicast | Reduce | AllReduce | Shift | Move | HostLink | WaferLink
+Step = Compute | Multicast | Reduce | AllReduce | Shift | Rounds | Move | HostLink | WaferLink

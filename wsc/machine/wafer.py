@@ -2,7 +2,7 @@
 
 Time is counted in cycles; seconds are cycles / `clock_hz`. The axes of the mesh are `y` (rows) and `x` (columns).
 Kinds of number: *published* (vendor or author text), *measured*, *derived* (arithmetic on those), *fitted*
-(the source says to what), *assumed* (no source known; the text says why the value was taken).
+(the source says to what; `wsc validate --refit` fits again), *assumed* (no source known; the text says why).
 """
 
 import math
@@ -36,44 +36,70 @@ class Wafer:
     columns: int = _number(755, "PEs", "published", "usable program rectangle, vendor SDK: 762 x 1172 less the border")
     rows: int = _number(1170, "PEs", "published", "usable program rectangle, vendor SDK: 762 x 1172 less the border")
     clock_hz: float = _number(0.875e9, "Hz", "published", "vendor SDK default for WSE-3")
+
     sram_bytes: int = _number(49152, "B/PE", "published", "48 KB a PE, 8 banks x 6 KB")
     sram_bytes_per_cycle: float = _number(24.0, "B/PE/cycle", "published", "two 64-bit reads and one 64-bit write")
     code_bytes: int = _number(14848, "B/PE", "measured", "a decode program's code and runtime, about 14.5 KB a PE")
     align_bytes: int = _number(8, "B", "derived", "the 64-bit SRAM port: tiles start and end on it")
-    fmac16_per_cycle: float = _number(4.0, "1/cycle", "measured", "fp16 FMAC in a map, WSE-3: +2 cycles per 8 elements")
-    fmac32_per_cycle: float = _number(1.0, "1/cycle", "measured", "fp32 FMAC of 14 elements: 15 cycles")
-    vector16_per_cycle: float = _number(8.0, "1/cycle", "published", "fp16 lanes of WSE-3")
-    vector32_per_cycle: float = _number(2.0, "1/cycle", "published", "fp32 add, multiply, move")
-    call_cycles: float = _number(
-        6.3, "cycles", "fitted", "one vector instruction inside a map: WaferLLM, 9 decode rows"
+
+    lanes16: float = _number(8.0, "1/cycle", "published", "16-bit lanes of WSE-3")
+    lanes32: float = _number(2.0, "1/cycle", "published", "32-bit adds, multiplies or moves")
+    fmac32_lanes: float = _number(1.0, "1/cycle", "measured", "32-bit multiply-accumulates: 14 elements in 15 cycles")
+    conflict16: float = _number(
+        1.0,
+        "pass/pass",
+        "measured",
+        "more passes when both reads meet one bank: 16-bit FMAC in a map, +2 per 8 elements",
     )
-    transcendental_cycles: float = _number(115.0, "cycles", "fitted", "scalar exp or silu: WaferLLM, 9 decode rows")
-    division_cycles: float = _number(50.0, "cycles", "measured", "software float division")
-    task_cycles: float = _number(
-        10.0, "cycles", "measured", "one task switch, charged once a fabric step: what arrives starts a task"
+    conflict32: float = _number(0.0, "pass/pass", "measured", "as conflict16 in 32 bits; WSE-3 shows none")
+    issue_cycles: float = _number(1.0, "cycles", "measured", "vector instruction: 1 + ceil(length / lanes)")
+    map_cycles: float = _number(5.4, "cycles", "measured", "a call in a hardware map: 16-bit FMAC of 8 in 8.4 to 8.7")
+    loop_cycles: float = _number(21.0, "cycles", "measured", "around one vector instruction outside a map, local GEMM")
+    nest_cycles: float = _number(43.0, "cycles", "measured", "around a loop or map within a loop, stock SUMMA")
+    task_cycles: float = _number(10.0, "cycles", "measured", "one task switch, 10 to 30 seen")
+    transcendental_cycles: float = _number(
+        98.0, "cycles", "fitted", "scalar exp or silu, one element: WaferLLM, 9 decode rows"
     )
+    division_cycles: float = _number(50.0, "cycles", "measured", "software float division, one element")
+
     hop_cycles: float = _number(1.0, "cycles", "published", "router to router")
+    deliver_cycles: float = _number(
+        2.0,
+        "cycles",
+        "measured",
+        "a hop into a router that forwards and delivers: a simulator log shows 2 between neighbours of a multicast, and "
+        "WaferLLM's decode rows need it; the HPDC 2024 model takes 1",
+    )
     ramp_cycles: float = _number(2.0, "cycles", "measured", "T_R of the HPDC 2024 reduce model, each way")
+    link_wavelets_per_cycle: float = _number(1.0, "1/cycle", "published", "width of a link, each way, in wavelets")
+    background_wavelets_per_cycle: float = _number(
+        0.5, "1/cycle", "measured", "stock SUMMA: 392 words received in the background in 765 cycles"
+    )
+    fabric_inputs: float = _number(1.0, "1", "published", "fabric operands one instruction may read")
+    colors: int = _number(18, "1", "published", "24 routable, about 18 beside the runtime's own")
+    switch_positions: int = _number(4, "1", "published", "routes a color may switch between at a router")
     wavelet_bytes: int = _number(4, "B", "published", "32-bit payload: two fp16 or one fp32")
+
     host_bytes_per_second: float = _number(150e9, "B/s", "published", "12 x 100 GbE")
     link_bytes_per_second: float = _number(150e9, "B/s", "published", "wafer to wafer over the same 12 x 100 GbE")
     link_seconds: float = _number(2e-6, "s", "assumed", "one way through an Ethernet switch; none is published")
+
     idle_watts: float = _number(16100.0, "W", "measured", "a CS-2 system, idle; taken for WSE-3 too")
+    busy_watts: float = _number(23000.0, "W", "published", "a CS-3 system, 23 to 25 kW; a CS-2 measured 22.8 kW")
     pe_joules_per_cycle: float = _number(27e-12, "J", "derived", "30 mW peak a core at 1.1 GHz")
     hop_joules_per_bit: float = _number(0.1e-12, "J", "published", "die-to-die on the wafer; taken for every hop")
+    dollars_per_hour: float = _number(42.0, "$/h", "assumed", "a rent that one cost model takes; none is published")
 
     def __post_init__(self):
         """Refuse plain numbers that no wafer has; tracers and the like pass, so that JAX can work over hardware."""
-        counts = ("columns", "rows", "sram_bytes", "code_bytes", "align_bytes", "wavelet_bytes")
-        may_be_zero = ("_cycles", "_joules", "code_bytes", "link_seconds", "idle_watts", "hop_joules_per_bit")
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name == "name" or not isinstance(value, int | float):
                 continue
-            low = 0 if any(part in f.name for part in may_be_zero) and "per_cycle" not in f.name else 1e-300
-            whole = f.name not in counts or value == int(value) if math.isfinite(value) else False
+            low = 0 if _may_be_zero(f.name) else 1e-300
+            whole = f.name not in _COUNTS or value == int(value) if math.isfinite(value) else False
             if not whole or value < low:
-                what = "a whole number" if f.name in counts else "a finite number"
+                what = "a whole number" if f.name in _COUNTS else "a finite number"
                 raise ArgumentError(f"{f.name} of a wafer is {value!r} {f.metadata['unit']}: it must be {what} above 0")
         if isinstance(self.code_bytes, int) and isinstance(self.sram_bytes, int) and self.code_bytes >= self.sram_bytes:
             raise ArgumentError(
@@ -86,25 +112,72 @@ class Wafer:
         return self.columns * self.rows
 
     @property
+    def relay_cycles(self) -> float:
+        """What one PE that takes part in a collective adds on the way: down the ramp, one instruction, up the ramp."""
+        return 2 * self.ramp_cycles + 1
+
+    @property
     def peak_sram_bytes_per_second(self) -> float:
         """What all SRAM ports of the wafer can move, reads and writes together."""
         return self.pes * self.sram_bytes_per_cycle * self.clock_hz
 
-    def fmac_per_cycle(self, itemsize: int) -> float:
-        """Multiply-accumulates a PE retires per cycle on elements of `itemsize` bytes."""
-        return self.fmac16_per_cycle if itemsize <= 2 else self.fmac32_per_cycle
+    def lanes(self, kind: str, itemsize: int) -> float:
+        """Elements of `itemsize` bytes a PE retires per cycle: "fmac", "vector", or "sum" into one accumulator."""
+        if kind == "sum":
+            return 1.0
+        if itemsize <= 2:
+            return self.lanes16
+        return self.fmac32_lanes if kind == "fmac" else self.lanes32
 
-    def vector_per_cycle(self, itemsize: int) -> float:
-        """Adds, multiplies or moves a PE retires per cycle on elements of `itemsize` bytes."""
-        return self.vector16_per_cycle if itemsize <= 2 else self.vector32_per_cycle
+    def conflict(self, itemsize: int) -> float:
+        """Extra passes of an instruction both of whose reads always meet one bank."""
+        return self.conflict16 if itemsize <= 2 else self.conflict32
 
     def sources(self) -> list[dict]:
         """Every number with its unit, kind and source, one dict a row."""
-        return [
-            {"name": f.name, "value": getattr(self, f.name), **f.metadata} for f in fields(self) if f.name != "name"
-        ]
+        rows = []
+        for f in fields(self):
+            if f.name != "name":
+                own = _OWN_SOURCES.get((self.name, f.name), {})
+                rows.append({"name": f.name, "value": getattr(self, f.name), **f.metadata, **own})
+        return rows
+
+
+_COUNTS = (
+    "columns", "rows", "sram_bytes", "code_bytes", "align_bytes", "wavelet_bytes", "colors", "switch_positions"
+)  # fmt: skip
+
+
+def _may_be_zero(name: str) -> bool:
+    if "per_cycle" in name and "joules" not in name:
+        return False
+    return any(
+        part in name for part in ("_cycles", "_joules", "conflict", "code_bytes", "link_seconds", "_watts", "_per_hour")
+    )
 
 
 WSE3 = Wafer(name="WSE-3")
-WSE2 = Wafer(name="WSE-2", columns=750, rows=994, clock_hz=0.85e9, vector16_per_cycle=4.0)
+WSE2 = Wafer(
+    name="WSE-2",
+    columns=750,
+    rows=994,
+    clock_hz=0.85e9,
+    lanes16=4.0,
+    conflict32=1.0,
+    map_cycles=0.0,
+    fabric_inputs=2.0,
+    busy_watts=22800.0,
+)
 WAFERS = {"wse2": WSE2, "wse3": WSE3}
+
+# Where a wafer's number has a source of its own, not that of the field's default.
+_OWN_SOURCES = {
+    ("WSE-2", "columns"): {"source": "usable program rectangle, vendor SDK: 757 x 996 less the border"},
+    ("WSE-2", "rows"): {"source": "usable program rectangle, vendor SDK: 757 x 996 less the border"},
+    ("WSE-2", "clock_hz"): {"source": "vendor SDK default for WSE-2"},
+    ("WSE-2", "lanes16"): {"source": "16-bit lanes of WSE-2"},
+    ("WSE-2", "conflict32"): {"source": "local GEMM: 2.03 cycles an element, 1 without a bank conflict"},
+    ("WSE-2", "conflict16"): {"source": "two reads of one bank take two passes, as in 32 bits"},
+    ("WSE-2", "map_cycles"): {"source": "a call in a hardware map costs no loop; WaferLLM's prefill rows agree"},
+    ("WSE-2", "busy_watts"): {"kind": "measured", "source": "a CS-2 system, busy"},
+}

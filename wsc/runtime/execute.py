@@ -130,12 +130,11 @@ def _tiles(op: PlacedOp, side: int, array):
     return array.transpose(*front, *(a for a in range(array.ndim) if a not in front))
 
 
-def algorithms(op: PlacedOp, at: Layout, dims: tuple[int, ...]) -> list[tuple[str, str, tuple[int, ...]]]:
-    """(axis, reduce, parts of `dims` along it) of each line of PEs that adds its partial sums: x first, then y."""
-    lines = [(axis, tuple(at.along(axis)[d] for d in dims)) for axis in "xy"]
-    lines = [(axis, parts) for axis, parts in lines if math.prod(parts) > 1]
+def algorithms(op: PlacedOp, at: Layout, dims: tuple[int, ...]) -> dict[str, AllReduce]:
+    """The all-reduce along each axis whose PEs add their partial sums: x first, then y."""
+    lines = [axis for axis in "xy" if math.prod(at.along(axis)[d] for d in dims) > 1]
     reduces = [s for s in op.steps if isinstance(s, AllReduce)]
-    return [(axis, step.algorithm, parts) for (axis, parts), step in zip(lines, reduces, strict=True)]
+    return dict(zip(lines, reduces, strict=True))
 
 
 def _participants(op: PlacedOp) -> bool:
@@ -159,7 +158,7 @@ def _cut(array, dims: tuple[int, ...], at: Layout) -> tuple[jax.Array, dict[int,
     return padded.reshape(shape), tile_axis, parts_axis
 
 
-def _add_up(partial, lines, parts: list[tuple[int, int]]):
+def _add_up(partial, lines: dict[str, AllReduce], parts: list[tuple[int, int]]):
     """Sum the leading axes of `partial`, one for each (y, x) in `parts`, along x and then along y."""
     split = [n for y, x in parts for n in (y, x)]
     rest = partial.shape[len(parts) :]
@@ -169,8 +168,10 @@ def _add_up(partial, lines, parts: list[tuple[int, int]]):
     partial = partial.transpose(*order, *range(2 * count, partial.ndim))
     along_x, along_y = math.prod(x for _, x in parts), math.prod(y for y, _ in parts)
     partial = partial.reshape(along_x, along_y, *rest)
-    names = {axis: algorithm for axis, algorithm, _ in lines}
-    return reduce_in_order(reduce_in_order(partial, names.get("x", "chain")), names.get("y", "chain"))
+    for axis in "xy":
+        step = lines.get(axis)
+        partial = reduce_in_order(partial, step.algorithm, step.shape) if step else partial[0]
+    return partial
 
 
 def _dot_in_order(op: PlacedOp, values: list, ready: tuple[int, Any] | None):

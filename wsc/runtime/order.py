@@ -3,10 +3,14 @@
 Each function adds exactly as the fabric does, so results are the fabric's bit for bit; many lines are summed at once.
 """
 
+from functools import lru_cache
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from wsc.machine.collectives import group_size
+from wsc.machine import reduce_tree
+from wsc.machine.collectives import group_size, k_levels
 
 UNROLLED = 64  # longer chains run as a loop, so that the program text stays short
 
@@ -40,9 +44,68 @@ def two_phase(parts: jax.Array) -> jax.Array:
     return chain(groups)
 
 
-ORDERS = {"chain": chain, "tree": tree, "two_phase": two_phase}
+def star(parts: jax.Array) -> jax.Array:
+    """The first PE takes in one after the other, the nearest first."""
+    return chain(parts[::-1])
 
 
-def reduce_in_order(parts: jax.Array, algorithm: str) -> jax.Array:
-    """Sum over axis 0 in the order of the named reduce."""
-    return parts[0] if parts.shape[0] == 1 else ORDERS[algorithm](parts)
+def generated(parts: jax.Array, depth: int) -> jax.Array:
+    """The tree of that depth: in every round all sums whose operands are there are taken at once."""
+    pes = parts.shape[0]
+    if depth >= pes - 1:
+        return chain(parts)
+    for taking, giving in _rounds(pes, depth):
+        parts = parts.at[taking].set(parts[taking] + parts[giving])
+    return parts[0]
+
+
+@lru_cache(maxsize=1024)
+def _rounds(pes: int, depth: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(PEs that add, PEs whose sum they add) round by round: a PE adds its children in order, each when it is whole."""
+    tree = reduce_tree.children(pes, depth)
+    ready = np.zeros(pes, int)  # the round after which a PE's sum is whole
+    pairs: dict[int, list[tuple[int, int]]] = {}
+    for pe in reversed(range(pes)):
+        at = 0
+        for child in tree[pe]:
+            at = max(at, int(ready[child])) + 1
+            pairs.setdefault(at, []).append((pe, child))
+        ready[pe] = at
+    return [(np.array([p for p, _ in pairs[r]]), np.array([c for _, c in pairs[r]])) for r in sorted(pairs)]
+
+
+def k_level(parts: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
+    """Groups of `sizes[0]` PEs, each by chains from both ends to its middle, then groups of those sums, and so on."""
+    for size in k_levels(parts.shape[0], sizes):
+        pes = parts.shape[0]
+        full = pes // size * size
+        sums = []
+        if full:
+            sums.append(centre(jnp.moveaxis(parts[:full].reshape(full // size, size, *parts.shape[1:]), 1, 0), "chain"))
+        if full < pes:
+            sums.append(centre(parts[full:], "chain")[None])
+        parts = jnp.concatenate(sums) if len(sums) > 1 else sums[0]
+    return parts[0]
+
+
+def centre(parts: jax.Array, algorithm: str, shape: tuple[int, ...] = ()) -> jax.Array:
+    """The middle PE takes in the half after it, then, on top of that, the half before it."""
+    middle = parts.shape[0] // 2
+    after = reduce_in_order(parts[middle:], algorithm, shape)
+    return reduce_in_order(jnp.concatenate([after[None], parts[:middle][::-1]]), algorithm, shape)
+
+
+ORDERS = {"chain": chain, "tree": tree, "two_phase": two_phase, "star": star}
+
+
+def reduce_in_order(parts: jax.Array, algorithm: str, shape: tuple[int, ...] = ()) -> jax.Array:
+    """Sum over axis 0 in the order of the named reduce or all-reduce; `shape` as in `AllReduce`."""
+    if parts.shape[0] == 1:
+        return parts[0]
+    if algorithm == "generated":
+        return generated(parts, shape[0])
+    if algorithm == "k_level":
+        return k_level(parts, shape)
+    if algorithm.startswith("centre_"):
+        return centre(parts, algorithm.removeprefix("centre_"), shape)
+    return ORDERS[algorithm](parts)

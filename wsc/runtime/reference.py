@@ -13,7 +13,8 @@ import numpy as np
 from wsc.layout import Layout
 from wsc.lowering import jaxapi
 from wsc.lowering.jaxapi import Literal
-from wsc.machine.collectives import group_size
+from wsc.machine.collectives import group_size, k_levels
+from wsc.machine.reduce_tree import children
 from wsc.machine.steps import AllReduce
 from wsc.program import PlacedOp, Program
 
@@ -36,12 +37,26 @@ def interpret(program: Program, *flat) -> list[np.ndarray]:
     return [np.asarray(a.val if isinstance(a, Literal) else env[a]) for a in program.jaxpr.outvars]
 
 
-def reduce_line(values: list[np.ndarray], algorithm: str) -> np.ndarray:
-    """The sum that reaches the first PE of a line, hop by hop."""
+def reduce_line(values: list[np.ndarray], algorithm: str, shape: tuple[int, ...] = ()) -> np.ndarray:
+    """The sum that reaches the root of a line, hop by hop."""
     held = list(values)
-    if algorithm == "chain":
+    if algorithm.startswith("centre_"):
+        name, middle = algorithm.removeprefix("centre_"), len(held) // 2
+        held[middle] = reduce_line(held[middle:], name, shape)
+        return reduce_line(held[middle::-1], name, shape)
+    if algorithm == "k_level":
+        for size in k_levels(len(held), shape):
+            held = [reduce_line(held[i : i + size], "centre_chain") for i in range(0, len(held), size)]
+    elif algorithm == "chain" or (algorithm == "generated" and shape[0] >= len(held) - 1):
         for pe in range(len(held) - 1, 0, -1):
             held[pe - 1] = held[pe - 1] + held[pe]
+    elif algorithm == "star":
+        for pe in range(1, len(held)):
+            held[0] = held[0] + held[pe]
+    elif algorithm == "generated":
+        for pe, senders in reversed(list(enumerate(children(len(held), shape[0])))):
+            for sender in senders:
+                held[pe] = held[pe] + held[sender]
     elif algorithm == "tree":
         distance = 1
         while distance < len(held):
@@ -67,9 +82,9 @@ def _piece(n: int, layout: Layout, d: int, y: int, x: int) -> slice:
     return slice(start, min(n, start + tile))
 
 
-def _reduces(op: PlacedOp, layout: Layout, dims: tuple[int, ...]) -> dict[str, str]:
+def _reduces(op: PlacedOp, layout: Layout, dims: tuple[int, ...]) -> dict[str, AllReduce]:
     lines = [axis for axis in "xy" if math.prod(layout.along(axis)[d] for d in dims) > 1]
-    steps = [s.algorithm for s in op.steps if isinstance(s, AllReduce)]
+    steps = [s for s in op.steps if isinstance(s, AllReduce)]
     return dict(zip(lines, steps, strict=True))
 
 
@@ -82,8 +97,12 @@ def _over_pes(op: PlacedOp, layout: Layout, shape, dims, work) -> np.ndarray:
         for xs in _tiles(layout, shape, dims, "x"):
             pieces = {d: _piece(shape[d], layout, d, y, x) for d, y, x in zip(dims, ys, xs, strict=True)}
             columns.append(work(pieces))
-        rows.append(reduce_line(columns, reduces.get("x", "chain")))
-    return reduce_line(rows, reduces.get("y", "chain"))
+        rows.append(_line(columns, reduces.get("x")))
+    return _line(rows, reduces.get("y"))
+
+
+def _line(values: list[np.ndarray], step: AllReduce | None) -> np.ndarray:
+    return reduce_line(values, step.algorithm, step.shape) if step else values[0]
 
 
 def _dot(op: PlacedOp, lhs: np.ndarray, rhs: np.ndarray) -> np.ndarray:

@@ -109,7 +109,13 @@ def _come_to(still_at: Layout, moving: Operand, k_still, k_moving, b_still, b_mo
 
 
 def _multiply(tile: dict[str, int], flops: int, pes: int, itemsize: int, wafer: Wafer) -> Compute:
-    """Multiply-accumulates of one PE as vector instructions, in the better of the loop orders."""
+    """Multiply-accumulates of one PE: a vector instruction along a free dimension of one operand, scaled by an element
+    of the other, in the better of the loop orders. The accumulators and the operand are read from where they happen to
+    lie, so their banks conflict. The longest loop around is a hardware map."""
     total = math.prod(tile.values())
-    orders = [Compute("fmac", total // max(1, tile[v]), tile[v], itemsize, flops, pes) for v in "nkm"]
+    orders = []
+    for along, others in (("n", "km"), ("m", "kn")):
+        loops = max(1, *(tile[d] for d in others))
+        calls = total // max(1, tile[along])
+        orders.append(Compute("fmac", calls, tile[along], itemsize, flops, pes, maps=-(-calls // loops), conflict=1.0))
     return min(orders, key=lambda step: cost(step, wafer).cycles)

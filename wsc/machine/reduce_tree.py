@@ -1,0 +1,111 @@
+"""The generated reduce: the best tree of neighbours' sums for a line of PEs and an amount of data.
+
+Source: "Near-Optimal Wafer-Scale Reduce" (HPDC 2024). E*(p, d), the fewest hops a wavelet that p PEs in a row need to
+sum within d dependent receives, comes from
+
+    E*(1, d) = 0,    E*(p, d) = min(E*(p, d-1), min over s of E*(s, d-1) + E*(p-s, d) + (p-s))
+
+where the last s PEs send their sum to the first of the p. No reduce takes less than the minimum over d of
+`B*E*(P, d)/(P-1) + P - 1 + d*(2*T_R + 1)`; a tree that reaches E* also pays for the wavelets its busiest PE takes in.
+"""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+
+def _depths(pes: int) -> int:
+    """Depths worth a table: beyond those of the two-phase reduce only the chain is left."""
+    return min(pes - 1, 2 * math.isqrt(pes) + 4)
+
+
+@lru_cache(maxsize=4)
+def _table(pes: int) -> tuple[np.ndarray, np.ndarray]:
+    """E*(p, d) and the size s of the part that sends last, arrays [d, p]."""
+    depths = _depths(pes)
+    energy = np.full((depths + 1, pes + 1), np.inf)
+    split = np.zeros((depths + 1, pes + 1), np.int32)
+    energy[:, 1] = 0
+    hops = np.arange(pes, 0, -1, dtype=float)
+    for d in range(1, depths + 1):
+        sending, now = energy[d - 1], energy[d]
+        for p in range(2, pes + 1):
+            found = sending[1:p] + now[p - 1 : 0 : -1] + hops[pes - p + 1 :]
+            s = int(np.argmin(found))
+            if found[s] < sending[p]:
+                now[p], split[d, p] = found[s], s + 1
+            else:
+                now[p] = sending[p]
+    return energy, split
+
+
+def _grown(pes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The table for at least `pes`, in few sizes so that it is made seldom."""
+    return _table(max(64, 1 << (pes - 1).bit_length()))
+
+
+def least_energy(pes: int) -> np.ndarray:
+    """E*(pes, d) in hops a wavelet, for d = 0, 1, ...; the chain, of depth pes - 1, is not among them."""
+    return _grown(pes)[0][: _depths(pes) + 1, pes]
+
+
+@lru_cache(maxsize=4096)
+def children(pes: int, depth: int) -> tuple[tuple[int, ...], ...]:
+    """The tree that reaches E*(pes, depth): from whom each PE takes in, in order; PE 0 is the root.
+
+    >>> children(4, 2)          # 1 and 2 send to 0, 3 to 2
+    ((1, 2), (), (3,), ())
+    """
+    split = _grown(pes)[1]
+    energy = _grown(pes)[0]
+    found: list[list[int]] = [[] for _ in range(pes)]
+    todo = [(0, pes, depth)]
+    while todo:
+        first, p, d = todo.pop()
+        senders = []
+        while p > 1:
+            while energy[d - 1, p] == energy[d, p]:
+                d -= 1
+            s = int(split[d, p])
+            p -= s
+            senders.append(first + p)
+            todo.append((first + p, s, d - 1))
+        found[first] = senders[::-1]
+    return tuple(map(tuple, found))
+
+
+@lru_cache(maxsize=4096)
+def degree(pes: int, depth: int) -> int:
+    """The most messages one PE of the tree takes in."""
+    return max(map(len, children(pes, depth)))
+
+
+@lru_cache(maxsize=65536)
+def best_depth(pes: int, wavelets: float, span: float, relay: float, setup: float = 0.0) -> int:
+    """The depth of the tree with the fewest cycles for this much data; pes - 1 means the chain. A PE needs `setup`
+    cycles between two messages that it takes in.
+
+    >>> best_depth(512, 1, 511, 5), best_depth(512, 1, 511, 5, setup=21), best_depth(512, 4096, 511, 5)
+    (3, 3, 511)
+    """
+    energy = least_energy(pes)
+    bound = np.maximum(wavelets, wavelets * energy / (pes - 1) + span) + np.arange(len(energy)) * relay
+    best, depth = wavelets + span + relay * (pes - 1), pes - 1
+    for d in np.argsort(bound, kind="stable"):
+        if bound[d] >= best:
+            break
+        taken = degree(pes, int(d)) * (wavelets + setup) - setup
+        cycles = max(taken, wavelets * energy[d] / (pes - 1) + span) + d * relay
+        if cycles < best:
+            best, depth = cycles, int(d)
+    return depth
+
+
+def lower_bound(pes: int, wavelets: float, span: float, relay: float) -> float:
+    """Cycles that no reduce of `wavelets` from each of `pes` participants goes below."""
+    if pes <= 1:
+        return 0.0
+    energy = least_energy(pes)
+    trees = wavelets * energy / (pes - 1) + span + np.arange(len(energy)) * relay
+    return float(min(trees.min(), wavelets + span + relay * (pes - 1)))
