@@ -10,18 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsc.errors import ArgumentError, TraceError, UnsupportedError, WscError
-from wsc.lowering import jaxapi
-from wsc.lowering.build import build_programs
+from wsc.lowering import jaxapi, waferllm
+from wsc.lowering.build import Conditions, build_programs
 from wsc.lowering.check import check
 from wsc.lowering.normalize import normalize
 from wsc.lowering.place import Planned, place
 from wsc.lowering.plan import plan_stages
 from wsc.lowering.roles import find_roles
+from wsc.lowering.strategy import WSC, Strategy
 from wsc.machine.wafer import WSE3, Wafer
-from wsc.runtime.executable import Executable
+from wsc.program import Program
+from wsc.runtime.executable import Executable, TimedLayer
 from wsc.runtime.execute import ORDERS
 from wsc.runtime.generate import LanguageModel
 
+STRATEGIES = {s.name: s for s in (WSC, waferllm.WAFERLLM)}
 PREFILL_CHUNK = 8  # tokens a prefill program takes at a time; their activations must fit beside the weights
 
 
@@ -32,7 +35,7 @@ class Entry:
     fn: Callable
     args: tuple
     weight_argnums: tuple[int, ...]
-    conditions: str
+    conditions: Conditions
 
 
 def compile(
@@ -45,6 +48,8 @@ def compile(
     order: str = "fabric",
     prefill_chunk: int = PREFILL_CHUNK,
     weight_argnums: int | Sequence[int] | None = None,
+    strategy: str = "wsc",
+    grid: tuple[int, int] | None = None,
 ) -> Executable:
     """Compile a JAX function or a flax module for a wafer.
 
@@ -56,6 +61,9 @@ def compile(
     order: "fabric" adds partial sums as the wafer does, "xla" as `jax.jit` does.
     weight_argnums: which arguments stay in SRAM as weights; by default flax modules and their variables, and pytrees
     of floats that are not returned.
+    strategy: "wsc", or "waferllm" to map a language model as that paper does: one layer on a square `grid` of PEs. Its
+    cost is to be compared; what it computes is that layer in blocks (see `wsc.lowering.waferllm`), and `.prefill` of it
+    is the layer for a whole prompt of `context` tokens. grid: (rows, columns) of PEs of every stage.
 
     Raises TraceError, ArgumentError, UnsupportedError or FitError, each a `wsc.WscError`.
 
@@ -65,30 +73,37 @@ def compile(
     >>> y.shape, telemetry.cycles > 0
     ((1, 32), True)
     """
-    _check_options(wafer, order, wafers, context, batch, prefill_chunk)
+    chosen = _check_options(wafer, order, wafers, context, batch, prefill_chunk, strategy, grid)
     decodes = not args and hasattr(model, "abstract_cache")
+    if chosen.blocked and decodes:
+        entries = _timed_layers(model, waferllm.square(grid), context, batch)
+        (decode,), (prefill,) = (_lower([e], wafer, wafers, chosen, grid) for e in entries)
+        return TimedLayer(*decode, order, prefill=Executable(*prefill, order))
     if decodes:
         entries = [_step(model, 1, context, batch), _step(model, prefill_chunk, context, batch)]
-    else:
-        entries = [_entry(model, args, weight_argnums)]
+        decode, prefill = _lower(entries, wafer, wafers, chosen, grid)
+        bound = tuple(jax.tree.leaves(model))
+        return LanguageModel(model, *decode, Executable(*prefill, order, bound), order, context, batch)
+    (lowered,) = _lower([_entry(model, args, weight_argnums)], wafer, wafers, chosen, grid)
+    bound = tuple(jax.tree.leaves(model)) if jaxapi.is_nnx_module(model) else ()
+    return Executable(*lowered, order, bound)
 
+
+def _lower(
+    entries: list[Entry], wafer: Wafer, wafers: int | None, strategy: Strategy, grid: tuple[int, int] | None
+) -> list[tuple[Program, jaxapi.Traced]]:
+    """The passes in order, for entries that share their weights and so their regions."""
     traced = [_trace(e) for e in entries]
     normals = [normalize(t) for t in traced]
     roles = [find_roles(n, t.arg_names, _leaves(e)) for n, t, e in zip(normals, traced, entries, strict=True)]
-    planned = [Planned(plan_stages(n, r), r) for n, r in zip(normals, roles, strict=True)]
-    regions = place(planned, wafer, wafers)
+    planned = [Planned(plan_stages(n, r), r, strategy) for n, r in zip(normals, roles, strict=True)]
+    regions = place(planned, wafer, wafers, grid)
     programs = build_programs(normals, planned, regions, wafer, [e.conditions for e in entries])
     check(programs)
-
-    if decodes:
-        bound = tuple(jax.tree.leaves(model))
-        prefill = Executable(programs[1], traced[1], order, bound)
-        return LanguageModel(model, programs[0], traced[0], prefill, order, context, batch)
-    bound = tuple(jax.tree.leaves(model)) if jaxapi.is_nnx_module(model) else ()
-    return Executable(programs[0], traced[0], order, bound)
+    return list(zip(programs, traced, strict=True))
 
 
-def _check_options(wafer: Any, order: str, wafers: int | None, context: int, batch: int, prefill_chunk: int) -> None:
+def _check_options(wafer: Any, order: str, wafers, context, batch, prefill_chunk, strategy: str, grid: Any) -> Strategy:
     if not isinstance(wafer, Wafer):
         raise ArgumentError(f"wafer is {wafer!r}: it must be a wsc.Wafer, such as wsc.WSE3")
     if order not in ORDERS:
@@ -98,6 +113,30 @@ def _check_options(wafer: Any, order: str, wafers: int | None, context: int, bat
             raise ArgumentError(f"{name} is {value!r}: it must be a whole number of at least 1")
     if prefill_chunk > context:
         raise ArgumentError(f"prefill_chunk is {prefill_chunk}, more than the context of {context}: make it smaller")
+    if strategy not in STRATEGIES:
+        raise ArgumentError(f"strategy is {strategy!r}: it must be one of {', '.join(STRATEGIES)}")
+    if STRATEGIES[strategy].blocked:
+        waferllm.square(grid)
+    if grid is not None:
+        rows, columns = waferllm.pair(grid)
+        if rows > wafer.rows or columns > wafer.columns:
+            raise ArgumentError(f"grid is {grid!r} PEs, and a {wafer.name} has {wafer.rows} x {wafer.columns}")
+    return STRATEGIES[strategy]
+
+
+def _timed_layers(model: Any, grid: int, context: int, batch: int) -> list[Entry]:
+    """Decode of one token and prefill of `context` tokens through one layer, as WaferLLM times them."""
+    if batch != 1:
+        raise ArgumentError(f"batch is {batch}: strategy 'waferllm' reproduces kernels for one user")
+    sizes = waferllm.Sizes.of(model.config, grid, context)
+    layers = model.config.num_hidden_layers
+    words = f"one layer of {layers} as WaferLLM times it on {grid} x {grid} PEs, batch 1, context {context}, float16"
+    decode = Conditions(f"decode of 1 token, {words}", 1, layers)
+    prefill = Conditions(f"prefill of {context} tokens, {words}", context, layers)
+    return [
+        Entry(waferllm.decode_layer, waferllm.decode_arguments(sizes), (0,), decode),
+        Entry(waferllm.prefill_layer, waferllm.prefill_arguments(sizes), (0,), prefill),
+    ]
 
 
 def _step(model: Any, tokens: int, context: int, batch: int) -> Entry:
@@ -107,7 +146,8 @@ def _step(model: Any, tokens: int, context: int, batch: int) -> Entry:
     what = "decode of 1 token" if tokens == 1 else f"prefill of {tokens} tokens"
     dtype = jnp.dtype(jax.tree.leaves(cache)[0].dtype).name
     conditions = f"{what}, batch {batch}, context {context}, {dtype}"
-    return Entry(lambda model, tokens, cache: model(tokens, cache), (model, ids, cache), (0,), conditions)
+    figures = Conditions(conditions, tokens)
+    return Entry(lambda model, tokens, cache: model(tokens, cache), (model, ids, cache), (0,), figures)
 
 
 def _entry(model: Any, args: tuple, weight_argnums: int | Sequence[int] | None) -> Entry:
@@ -132,7 +172,7 @@ def _entry(model: Any, args: tuple, weight_argnums: int | Sequence[int] | None) 
         if bad := [i for i in weights if not 0 <= i < len(args)]:
             raise ArgumentError(f"weight_argnums has {bad[0]}, and there are {len(args)} arguments")
     sizes = {str(a.dtype) for a in jax.tree.leaves(args) if hasattr(a, "dtype")}
-    return Entry(fn, args, weights, f"one call, {', '.join(sorted(sizes)) or 'no arrays'}")
+    return Entry(fn, args, weights, Conditions(f"one call, {', '.join(sorted(sizes)) or 'no arrays'}"))
 
 
 def _call_module(model: Any, *args: Any) -> Any:

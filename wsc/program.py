@@ -123,6 +123,8 @@ class Program:
     stages: tuple[PlacedStage, ...]
     conditions: str  # what figures hold for: batch, context, precision
     weight_vars: frozenset  # the variables of the jaxpr that are stored weights
+    tokens: int = 1  # that one user gets of one run (of a prefill: reads)
+    passes: int = 1  # runs that these tokens take: layers, where the program is one of equal layers
 
     def ops(self) -> Iterator[tuple[PlacedStage, PlacedOp]]:
         """Every placed op with its stage, in order."""

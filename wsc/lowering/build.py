@@ -1,5 +1,6 @@
 """Build: planned stages on their regions become a Program, every op with its steps, every byte with its address."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,20 +20,29 @@ from wsc.machine.wafer import Wafer
 from wsc.program import PlacedOp, PlacedStage, PlacedWeight, Program, Region
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What the figures of a program hold for: in words, and the tokens that so many passes of it yield."""
+
+    text: str
+    tokens: int = 1
+    passes: int = 1
+
+
 def build_programs(
-    normals: list[Normal], programs: list[Planned], regions: list[Region], wafer: Wafer, conditions: list[str]
+    normals: list[Normal], programs: list[Planned], regions: list[Region], wafer: Wafer, entries: list[Conditions]
 ) -> list[Program]:
     """One Program for each of `programs`; they share the regions, the addresses of weights and state, and buffers."""
     buffers = []
     for i, region in enumerate(regions):
         buffers.append(max(buffer_bytes(p.tile(i, region.grid, wafer)) for p in programs))
     return [
-        _build(normal, planned, regions, wafer, buffers, text)
-        for normal, planned, text in zip(normals, programs, conditions, strict=True)
+        _build(normal, planned, regions, wafer, buffers, entry)
+        for normal, planned, entry in zip(normals, programs, entries, strict=True)
     ]
 
 
-def _build(normal: Normal, planned: Planned, regions, wafer: Wafer, buffers: list[int], conditions: str) -> Program:
+def _build(normal: Normal, planned: Planned, regions, wafer: Wafer, buffers: list[int], entry: Conditions) -> Program:
     stages, roles = planned.stages, planned.roles
     made_in = {v: i for i, s in enumerate(stages) for v in s.exports}
     templates: dict = {}
@@ -70,7 +80,9 @@ def _build(normal: Normal, planned: Planned, regions, wafer: Wafer, buffers: lis
         )
     wafers = 1 + max(r.wafer for r in regions)
     weight_vars = frozenset(v for s in stages for v in s.weights)
-    return Program(normal.jaxpr, normal.consts, wafer, wafers, tuple(placed), conditions, weight_vars)
+    return Program(
+        normal.jaxpr, normal.consts, wafer, wafers, tuple(placed), entry.text, weight_vars, entry.tokens, entry.passes
+    )
 
 
 def _ops(stage: Stage, tiled: TiledStage, roles: Roles, sources: list[str]):

@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from wsc.layout import Grid, Layout, strides, whole
+from wsc.lowering.strategy import Strategy
 from wsc.machine import collectives
 from wsc.machine.collectives import Costs
 from wsc.machine.steps import AllReduce, Multicast, Shift, Step
@@ -68,9 +69,11 @@ def wavelets(elements: int, itemsize: int, wafer: Wafer) -> int:
     return -(-elements * itemsize // wafer.wavelet_bytes)
 
 
-def all_reduce(at: Layout, dims, axis: str, elements: int, itemsize: int, grid: Grid, wafer: Wafer) -> list[Step]:
-    """All-reduce of `elements` among the PEs of an axis that hold different parts of `dims`, by the cheapest algorithm.
-    Every copy and every line across takes part on its own."""
+def all_reduce(
+    at: Layout, dims, axis: str, elements: int, itemsize: int, grid: Grid, wafer: Wafer, strategy: Strategy
+) -> list[Step]:
+    """All-reduce of `elements` among the PEs of an axis that hold different parts of `dims`, by the algorithm that the
+    strategy names, or the cheapest. Every copy and every line across takes part on its own."""
     parts, pes = at.along(axis), getattr(grid, axis)
     participants = math.prod(parts[d] for d in dims)
     if participants <= 1:
@@ -79,8 +82,15 @@ def all_reduce(at: Layout, dims, axis: str, elements: int, itemsize: int, grid: 
     span = (participants - 1) * spacing
     lines = grid.pes // pes * strides(parts, pes)[-1] * math.prod(p for d, p in enumerate(parts) if d not in dims)
     words = wavelets(elements, itemsize, wafer)
-    name, shape = collectives.cheapest_all_reduce(participants, words, span, Costs.of(wafer), int(wafer.colors))
+    name, shape = choose_all_reduce(participants, words, span, wafer, strategy)
     return [AllReduce(name, participants, span, words, lines, shape)]
+
+
+def choose_all_reduce(pes: int, words: int, span: int, wafer: Wafer, strategy: Strategy) -> tuple[str, tuple[int, ...]]:
+    """(algorithm, shape) that the strategy names, or the cheapest."""
+    if strategy.all_reduce is not None:
+        return strategy.all_reduce(pes)
+    return collectives.cheapest_all_reduce(pes, words, span, Costs.of(wafer), int(wafer.colors))
 
 
 def _blocks(parts: tuple[int, ...], shape: tuple[int, ...], pes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ from wsc.lowering.layout import Grid, default_extent
 from wsc.lowering.memory import buffer_bytes, stored_bytes
 from wsc.lowering.plan import Stage
 from wsc.lowering.roles import Roles
+from wsc.lowering.strategy import WSC, Strategy
 from wsc.lowering.tile import TiledStage, tile_stage
 from wsc.machine.wafer import Wafer
 from wsc.program import Region
@@ -27,12 +28,13 @@ class Planned:
 
     stages: list[Stage]
     roles: Roles
+    strategy: Strategy = WSC
     tiled: dict = field(default_factory=dict)  # (template, grid) -> TiledStage
 
     def tile(self, i: int, grid: Grid, wafer: Wafer) -> TiledStage:
         key = (self.stages[i].template, grid)
         if key not in self.tiled:
-            self.tiled[key] = tile_stage(self.stages[i], self.roles, grid, wafer)
+            self.tiled[key] = tile_stage(self.stages[i], self.roles, grid, wafer, self.strategy)
         return self.tiled[key]
 
     def stored(self, i: int) -> int:
@@ -42,12 +44,15 @@ class Planned:
         return weights + sum(v.aval.size * v.aval.dtype.itemsize for v in stage.states)
 
 
-def place(programs: list[Planned], wafer: Wafer, wafers: int | None) -> list[Region]:
-    """One region a stage, the same for all `programs`. `wafers` None takes as many as are needed.
+def place(
+    programs: list[Planned], wafer: Wafer, wafers: int | None, grid: tuple[int, int] | None = None
+) -> list[Region]:
+    """One region a stage, the same for all `programs`. `wafers` None takes as many as are needed; `grid` (rows, columns)
+    gives every stage a region of that size.
 
     Raises FitError when a stage or the whole does not fit, saying by how much and what would.
     """
-    return _Placer(programs, wafer, wafers).run()
+    return _Placer(programs, wafer, wafers, grid).run()
 
 
 def snake(widths: list[int], height: int, wafer: Wafer, wafers: int) -> list[Region] | None:
@@ -74,8 +79,8 @@ def snake(widths: list[int], height: int, wafer: Wafer, wafers: int) -> list[Reg
 
 
 class _Placer:
-    def __init__(self, programs: list[Planned], wafer: Wafer, wafers: int | None):
-        self.programs, self.wafer, self.limit = programs, wafer, wafers
+    def __init__(self, programs: list[Planned], wafer: Wafer, wafers: int | None, grid: tuple[int, int] | None = None):
+        self.programs, self.wafer, self.limit, self.grid = programs, wafer, wafers, grid
         first = programs[0]
         self.stages = first.stages
         templates = [s.template for s in self.stages]
@@ -102,6 +107,10 @@ class _Placer:
 
     def _best(self, wafers: int) -> list[Region] | None:
         """The placement with the fewest cycles found by walking from a few sizes of the repeated stage downhill."""
+        if self.grid is not None:
+            height, width = self.grid
+            chosen = dict.fromkeys(self.count, width)
+            return self._pack(chosen, height, wafers) if self._hold_all((0.0, height, chosen)) else None
         heights = default_extent(int(self.wafer.rows))
         widths = default_extent(int(self.wafer.columns))
         found = sorted(self._walk(heights, widths, wafers, self.programs[:1]), key=lambda c: c[0])

@@ -4,7 +4,7 @@ Data flows forward: each rule is asked where its operands must lie, and steps ar
 Weights, constants and control lie as their users want them: their layouts are pulled backwards afterwards.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,15 +13,16 @@ import numpy as np
 from wsc.errors import UnsupportedError
 from wsc.lowering import jaxapi
 from wsc.lowering.jaxapi import Literal
-from wsc.lowering.layout import Grid, Layout, relayout, whole
+from wsc.lowering.layout import Grid, Layout, choose_all_reduce, relayout, whole
 from wsc.lowering.plan import Stage
 from wsc.lowering.roles import Roles
 from wsc.lowering.rules import RULES, Op, Operand, Where
 from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR
 from wsc.lowering.rules.flexible import VIEWS, pull
 from wsc.lowering.rules.registry import default_layout, vector
+from wsc.lowering.strategy import WSC, Strategy
 from wsc.machine.cost import Cost, cost
-from wsc.machine.steps import Step
+from wsc.machine.steps import AllReduce, Step
 from wsc.machine.wafer import Wafer
 
 
@@ -64,14 +65,10 @@ class TiledStage:
         """On the critical path: from the stage's input to its output."""
         return sum((cost(s, self.wafer) for op in self.ops if not op.control for s in op.steps), Cost())
 
-    @cached_property
-    def control_cost(self) -> Cost:
-        return sum((cost(s, self.wafer) for op in self.ops if op.control for s in op.steps), Cost())
 
-
-def tile_stage(stage: Stage, roles: Roles, grid: Grid, wafer: Wafer) -> TiledStage:
+def tile_stage(stage: Stage, roles: Roles, grid: Grid, wafer: Wafer, strategy: Strategy = WSC) -> TiledStage:
     """Tile a stage onto a region of `grid` PEs."""
-    return _Tiler(stage, roles, Where(grid, wafer)).run()
+    return _Tiler(stage, roles, Where(grid, wafer, strategy)).run()
 
 
 class _Tiler:
@@ -84,7 +81,7 @@ class _Tiler:
 
     def run(self) -> TiledStage:
         for v in self.stage.entries:
-            self.at[v] = default_layout(v.aval.shape, self.where.grid)
+            self.at[v] = default_layout(v.aval.shape, self.where)
         for n, eqn in enumerate(self.stage.eqns):
             if self.stage.data[n]:
                 self.ops[n] = self._data_op(eqn)
@@ -92,12 +89,11 @@ class _Tiler:
             if not self.stage.data[n]:
                 self.ops[n] = self._flexible_op(self.stage.eqns[n])
         ops = [op for op in self.ops if op is not None]
+        self._fuse(ops)
         self._lay_exports(ops)
         weights = [s for p, v in enumerate(self.stage.weights) for s in self._stored(p, v)]
         states = [
-            Stored(
-                p, self.at.get(v) or default_layout(v.aval.shape, self.where.grid), v.aval.shape, v.aval.dtype.itemsize
-            )
+            Stored(p, self.at.get(v) or default_layout(v.aval.shape, self.where), v.aval.shape, v.aval.dtype.itemsize)
             for p, v in enumerate(self.stage.states)
         ]
         tiled = TiledStage(self.where.grid, self.where.wafer, ops, weights, states)
@@ -156,19 +152,42 @@ class _Tiler:
         outs = tuple(next(iter(self.wanted.get(v, {None: None}))) for v in eqn.outvars)
         return TiledOp(tuple(None for _ in eqn.invars), outs, tuple(steps), control)
 
+    def _fuse(self, ops: list[TiledOp]) -> None:
+        """Products of one activation with several weights (Q, K and V; gate and up) are summed in one collective: all
+        are multiplied first, then their partial sums go one behind the other."""
+        sharing: dict[tuple, list[int]] = {}
+        for n, eqn in enumerate(self.stage.eqns):
+            moving = [a for a in eqn.invars if not isinstance(a, Literal) and not self.roles.flexible(a)]
+            sums = [s for s in ops[n].steps if isinstance(s, AllReduce)]
+            if eqn.primitive.name == "dot_general" and len(moving) == 1 and len(sums) == 1 and self.stage.data[n]:
+                step = sums[0]
+                sharing.setdefault((moving[0], step.pes, step.span, step.instances), []).append(n)
+        for (_, pes, span, _), members in sharing.items():
+            if len(members) > 1:
+                total = sum(s.wavelets for n in members for s in ops[n].steps if isinstance(s, AllReduce))
+                algorithm, shape = choose_all_reduce(pes, total, span, self.where.wafer, self.where.strategy)
+                ahead = 0
+                for n in members:
+                    fused = [
+                        replace(s, algorithm=algorithm, shape=shape, after=ahead) if isinstance(s, AllReduce) else s
+                        for s in ops[n].steps
+                    ]
+                    ahead += sum(s.wavelets for s in fused if isinstance(s, AllReduce))
+                    ops[n] = replace(ops[n], steps=tuple(fused))
+
     def _lay_exports(self, ops: list[TiledOp]) -> None:
         """What leaves the stage is brought into the layout in which the next one expects it."""
         maker = {v: n for n, e in enumerate(self.stage.eqns) for v in e.outvars}
         for v in self.stage.exports:
             shape, n = tuple(v.aval.shape), maker[v]
-            want = default_layout(shape, self.where.grid)
+            want = default_layout(shape, self.where)
             steps = relayout(shape, _itemsize(v.aval), self.at[v], want, self.where.grid, self.where.wafer)
             op = ops[n]
             ops[n] = TiledOp(op.ins, op.outs, (*op.steps, *steps), op.control)
 
     def _stored(self, position: int, v) -> list[Stored]:
         shape, itemsize = tuple(v.aval.shape), _itemsize(v.aval)
-        layouts = self.wanted.get(v) or {default_layout(shape, self.where.grid): None}
+        layouts = self.wanted.get(v) or {default_layout(shape, self.where): None}
         return [Stored(position, layout, shape, itemsize) for layout in layouts]
 
     def _buffers(self) -> list[tuple[int, int, int]]:

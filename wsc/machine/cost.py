@@ -143,7 +143,7 @@ def _compute(step: Compute, wafer: Wafer) -> Cost:
     elements = step.calls * step.length
     if step.kind in ("transcendental", "divide"):
         one = wafer.transcendental_cycles if step.kind == "transcendental" else wafer.division_cycles
-        arithmetic, overhead = elements * one, wafer.loop_cycles
+        arithmetic, overhead = elements * one, 0.0 if step.bare else wafer.loop_cycles
     else:
         passes = 1 + step.conflict * wafer.conflict(step.itemsize)
         arithmetic = step.calls * ceil(step.length / wafer.lanes(step.kind, step.itemsize) * passes)

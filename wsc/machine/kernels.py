@@ -4,9 +4,6 @@ Sizes are those of the whole problem; a `grid` of (rows, columns) PEs shares the
 says whether communication and computation overlap. Results are tuples of steps, to be read by `cost` and the like.
 """
 
-import math
-from typing import Literal
-
 from wsc.machine.collectives import Costs, cheapest_all_reduce
 from wsc.machine.cost import cost
 from wsc.machine.steps import AllReduce, Compute, Multicast, Reduce, Rounds, Shift, Step
@@ -26,17 +23,21 @@ def words(elements: int, itemsize: int, wafer: Wafer) -> int:
 
 def tile_product(
     m: int, k: int, n: int, itemsize: int, wafer: Wafer, pes: int = 1, flops: int = 0, batch: int = 1,
-    along: Literal["m", "n", "best"] = "best",
+    along: str | None = None,
 ) -> Compute:  # fmt: skip
     """[m, k] x [k, n] on every PE, `batch` times: vector instructions along a free dimension of one operand, scaled by
-    elements of the other, in the better of both loop orders. The longest loop around them is a hardware map. The banks
-    of accumulators and operand conflict, since nobody placed them apart."""
-    orders = []
-    for name, length, across in (("n", n, m), ("m", m, n)):
-        if along in (name, "best"):
-            calls, mapped = batch * k * across, max(k, across, 1)
-            orders.append(Compute("fmac", calls, length, itemsize, flops, pes, maps=_up(calls, mapped), conflict=1.0))
-    return min(orders, key=lambda step: cost(step, wafer).cycles)
+    elements of the other, in a hardware map within a loop, in the best order of the loops. `along` "m" or "n" is that
+    dimension; the map then runs along the other one ("m") or along k ("n"), as in the published kernels. The banks of
+    accumulators and operand conflict, since nobody placed them apart."""
+    if along is not None:
+        orders = [(m, k, n)] if along == "m" else [(n, m, k)]
+    else:
+        orders = [(n, m, k), (n, k, m), (m, k, n), (m, n, k)]
+    steps = [
+        Compute("fmac", batch * loop * mapped, length, itemsize, flops, pes, maps=batch * loop, conflict=1.0)
+        for length, loop, mapped in orders
+    ]
+    return min(steps, key=lambda step: cost(step, wafer).cycles)
 
 
 def all_reduce(pes: int, elements: int, itemsize: int, wafer: Wafer, lines: int = 1) -> AllReduce:
@@ -94,12 +95,12 @@ def gemm_cannon(m: int, k: int, n: int, grid: Grid, itemsize: int, wafer: Wafer)
     columns = grid[1]
     return (
         _alignment(m, k, grid, itemsize, wafer),
-        _exchange_rounds(m, k, n, grid, itemsize, wafer, max(1, columns - 1), flops, "best"),
+        _exchange_rounds(m, k, n, grid, itemsize, wafer, max(1, columns - 1), flops, None),
     )
 
 
 def gemm_interleaved(
-    m: int, k: int, n: int, grid: Grid, itemsize: int, wafer: Wafer, along: Literal["m", "n", "best"] = "best"
+    m: int, k: int, n: int, grid: Grid, itemsize: int, wafer: Wafer, along: str | None = None
 ) -> tuple[Step, ...]:
     """MeshGEMM (WaferLLM, OSDI 2025): as Cannon's, the ring folded so that neighbours of the ring are at most two hops
     apart. Passing on overlaps with multiplying; the alignment before does not."""
@@ -111,7 +112,7 @@ def gemm_interleaved(
 
 
 def gemm_transposed(
-    m: int, k: int, n: int, grid: Grid, itemsize: int, wafer: Wafer, along: Literal["m", "n", "best"] = "best"
+    m: int, k: int, n: int, grid: Grid, itemsize: int, wafer: Wafer, along: str | None = None
 ) -> tuple[Step, ...]:
     """A[m, k] B[n, k] with k along the columns of both: B's tiles go round the ring of each column; each round's partial
     sums stream along the row to the PE that keeps them, one instruction a PE. Only the passing on overlaps; the sums

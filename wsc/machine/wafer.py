@@ -58,7 +58,7 @@ class Wafer:
     nest_cycles: float = _number(43.0, "cycles", "measured", "around a loop or map within a loop, stock SUMMA")
     task_cycles: float = _number(10.0, "cycles", "measured", "one task switch, 10 to 30 seen")
     transcendental_cycles: float = _number(
-        98.0, "cycles", "fitted", "scalar exp or silu, one element: WaferLLM, 9 decode rows"
+        35.0, "cycles", "fitted", "scalar exp or silu, one element: WaferLLM, 9 decode rows"
     )
     division_cycles: float = _number(50.0, "cycles", "measured", "software float division, one element")
 

@@ -163,3 +163,11 @@ class Executable:
 
 def _text(dtype, shape) -> str:
     return f"{dtype}[{','.join(map(str, shape))}]"
+
+
+class TimedLayer(Executable):
+    """One layer as another system's kernels time it: its decode step, and `prefill`, the layer for a whole prompt."""
+
+    def __init__(self, program: Program, traced: Traced, order: str, prefill: Executable):
+        super().__init__(program, traced, order)
+        self.prefill = prefill

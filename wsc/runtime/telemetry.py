@@ -117,6 +117,11 @@ class Telemetry:
         """Modelled time of one run on the wafer."""
         return self.cycles / self.wafer.clock_hz
 
+    @property
+    def tokens_per_second(self) -> float:
+        """Of one user: tokens of one run over the time of all passes it takes."""
+        return self.program.tokens / (self.seconds * self.program.passes) if self.seconds else 0.0
+
     @cached_property
     def energy(self) -> dict[str, float]:
         """Joules by cause; idle power of every wafer over the whole run."""
@@ -131,14 +136,16 @@ class Telemetry:
             "flops": total.flops,
             "bytes accessed": total.sram_bytes,
             "cycles": self.cycles,
+            "cycles_ideal": self.cycles - path.contention,
             "cycles_per_layer": self._part(layer, False).cycles,
             "seconds": self.seconds,
-            "tokens_per_second": 1.0 / self.seconds if self.seconds else 0.0,
+            "tokens_per_second": self.tokens_per_second,
             "cycles_latency": path.latency,
             "cycles_serial": path.serial,
             "cycles_arithmetic": path.arithmetic,
             "cycles_overhead": path.overhead,
             "cycles_links": path.links,
+            "cycles_contention": path.contention,
             "hops": total.hops,
             "wavelets": total.wavelets,
             "sram_bytes": total.sram_bytes,

@@ -7,11 +7,10 @@ is then stored the other way round, so no transpose ever moves.
 
 import math
 
-from wsc.lowering.layout import Layout, all_reduce, nest, shared_out, whole
+from wsc.lowering.layout import Layout, all_reduce, lay, nest, shared_out, whole
 from wsc.lowering.rules.registry import Lowered, Op, Operand, Where, rule
-from wsc.machine.cost import cost
-from wsc.machine.steps import Compute, Step
-from wsc.machine.wafer import Wafer
+from wsc.machine import kernels
+from wsc.machine.steps import Step
 
 _STAYS = {"weight": 3, "state": 2, "constant": 1, "activation": 0, "control": 0}
 
@@ -31,6 +30,8 @@ def dot_rule(op: Op, where: Where) -> Lowered:
     free_still = [d for d in range(still.rank) if d not in k_still + b_still]
     free_moving = [d for d in range(moving.rank) if d not in k_moving + b_moving]
 
+    if where.strategy.gemm_along and min(moving.laid().parts) > 1 and not b_still:
+        return _exchanged(op, stays, k_still, k_moving, free_still, free_moving, where)
     if still.layout is None:
         still_at, moving_at = _lay_weight(still, moving, k_still, k_moving, b_still, b_moving, free_still, where)
     else:
@@ -46,24 +47,45 @@ def dot_rule(op: Op, where: Where) -> Lowered:
 
     out_shape = op.out_shapes[0]
     local_still, local_moving = still_at.local(still.shape), moving_at.local(moving.shape)
-    tile = {
-        "b": math.prod(local_still[d] for d in b_still),
-        "k": math.prod(local_still[d] for d in k_still),
-        "n": math.prod(local_still[d] for d in free_still),
-        "m": math.prod(local_moving[d] for d in free_moving),
-    }
+    batched, k, n = (math.prod(local_still[d] for d in dims) for dims in (b_still, k_still, free_still))
+    m = math.prod(local_moving[d] for d in free_moving)
     flops = 2 * math.prod(out_shape) * math.prod(still.shape[d] for d in k_still)
     pes = min(where.grid.pes, still_at.parts.pes * still_at.copies(where.grid))
     itemsize = max(still.itemsize, moving.itemsize)
-    steps: list[Step] = [_multiply(tile, flops, pes, itemsize, where.wafer)]
+    steps: list[Step] = [kernels.tile_product(m, k, n, itemsize, where.wafer, pes, flops, batched)]
     for axis in "xy":
         size = out_at.size(out_shape)
-        added = all_reduce(still_at, k_still, axis, size, op.out_itemsizes[0], where.grid, where.wafer)
+        added = all_reduce(still_at, k_still, axis, size, op.out_itemsizes[0], where.grid, where.wafer, where.strategy)
         steps += added
         if added and any(still_at.along(axis)[d] > 1 for d in b_still):
             out_at = shared_out(out_at, out_shape, axis, getattr(where.grid, axis))
     ins = (still_at, moving_at) if stays == 0 else (moving_at, still_at)
     return Lowered(ins, (out_at,), tuple(steps))
+
+
+def _exchanged(op: Op, stays: int, k_still, k_moving, free_still, free_moving, where: Where) -> Lowered:
+    """Both operands are cut along both axes, [M@y, K@x] and [K@y, N@x] (or [N@y, K@x], a transposed product), and go
+    round in rounds of neighbour exchange; the result lies [M@y, N@x]."""
+    still, moving = op.ins[stays], op.ins[1 - stays]
+    across = "x" if still.layout is not None and any(still.layout.x[d] > 1 for d in k_still) else "y"
+    moving_at = moving.laid()
+    still_at = lay(still.shape, across, k_still, getattr(where.grid, across))
+    free_axis = "y" if across == "x" else "x"
+    still_at = still_at.with_axis(
+        free_axis, lay(still.shape, free_axis, free_still, getattr(where.grid, free_axis)).along(free_axis)
+    )
+    rows = [(moving_at.y[d], 1) for d in free_moving]
+    columns = [(1, still_at.along(free_axis)[d]) for d in free_still]
+    out = [*columns, *rows] if stays == 0 else [*rows, *columns]
+    m, k, n = (
+        math.prod(o.shape[d] for d in dims)
+        for o, dims in ((moving, free_moving), (still, k_still), (still, free_still))
+    )
+    kernel = kernels.gemm_transposed if across == "x" else kernels.gemm_interleaved
+    itemsize = max(still.itemsize, moving.itemsize)
+    steps = kernel(m, k, n, where.grid, itemsize, where.wafer, along=where.strategy.gemm_along)
+    ins = (still_at, moving_at) if stays == 0 else (moving_at, still_at)
+    return Lowered(ins, (Layout(tuple(y for y, _ in out), tuple(x for _, x in out)),), steps)
 
 
 def _lay_weight(still, moving, k_still, k_moving, b_still, b_moving, free_still, where: Where) -> tuple[Layout, Layout]:
@@ -106,16 +128,3 @@ def _come_to(still_at: Layout, moving: Operand, k_still, k_moving, b_still, b_mo
                 parts[d] = moving.laid().along(axis)[d]
         wanted = wanted.with_axis(axis, parts)
     return wanted
-
-
-def _multiply(tile: dict[str, int], flops: int, pes: int, itemsize: int, wafer: Wafer) -> Compute:
-    """Multiply-accumulates of one PE: a vector instruction along a free dimension of one operand, scaled by an element
-    of the other, in the better of the loop orders. The accumulators and the operand are read from where they happen to
-    lie, so their banks conflict. The longest loop around is a hardware map."""
-    total = math.prod(tile.values())
-    orders = []
-    for along, others in (("n", "km"), ("m", "kn")):
-        loops = max(1, *(tile[d] for d in others))
-        calls = total // max(1, tile[along])
-        orders.append(Compute("fmac", calls, tile[along], itemsize, flops, pes, maps=-(-calls // loops), conflict=1.0))
-    return min(orders, key=lambda step: cost(step, wafer).cycles)

@@ -20,7 +20,7 @@ TRANSCENDENTAL = (
 def main_layout(ins: tuple[Operand, ...], shape: tuple[int, ...], where: Where) -> Layout:
     """The layout of the operand cut into most parts: the others, cut less, come to it."""
     laid = [o.layout for o in ins if o.layout is not None and o.shape == shape]
-    return max(laid, key=lambda layout: layout.parts.pes, default=default_layout(shape, where.grid))
+    return max(laid, key=lambda layout: layout.parts.pes, default=default_layout(shape, where))
 
 
 def beside(layout: Layout, shape: tuple[int, ...], other: tuple[int, ...]) -> Layout:
@@ -33,7 +33,7 @@ def beside(layout: Layout, shape: tuple[int, ...], other: tuple[int, ...]) -> La
 def lower_elementwise(op: Op, where: Where, kind: str, calls: int = 1) -> Lowered:
     shape = op.out_shapes[0]
     layout = main_layout(op.ins, shape, where)
-    if kind in ("transcendental", "divide"):
+    if kind in ("transcendental", "divide") and where.strategy.shares:
         layout = _shared(layout, shape, kind, where)
     wanted = tuple(beside(layout, shape, o.shape) for o in op.ins)
     itemsize = max([o.itemsize for o in op.ins if o.shape == shape] + [op.out_itemsizes[0]])
@@ -64,7 +64,16 @@ def divide_rule(op: Op, where: Where) -> Lowered:
     return lower_elementwise(op, where, "vector" if by_constant else "divide")
 
 
-@rule(*TRANSCENDENTAL)
+@rule("logistic")
+def logistic_rule(op: Op, where: Where) -> Lowered:
+    """1 / (1 + exp(-x)): an exponential and a division."""
+    lowered = lower_elementwise(op, where, "transcendental")
+    layout, shape = lowered.outs[0], op.out_shapes[0]
+    inverse = vector(layout, shape, op.out_itemsizes[0], where, "divide", flops=2)
+    return Lowered(lowered.ins, lowered.outs, (*lowered.steps, inverse))
+
+
+@rule(*(name for name in TRANSCENDENTAL if name != "logistic"))
 def transcendental_rule(op: Op, where: Where) -> Lowered:
     return lower_elementwise(op, where, "transcendental")
 

@@ -20,8 +20,9 @@ def reduce_rule(op: Op, where: Where) -> Lowered:
     words = 2 if op.name in ("argmax", "argmin") else 1  # a value and its index travel together
     out_at, shape = at.take(kept), op.out_shapes[0]
     itemsize = max(operand.itemsize, op.out_itemsizes[0])
-    steps: list[Step] = [vector(at, operand.shape, operand.itemsize, where, calls=words)]
+    kind = "sum" if out_at.size(shape) == 1 else "vector"  # into one accumulator, or lane by lane
+    steps: list[Step] = [vector(at, operand.shape, operand.itemsize, where, kind, calls=words)]
     for axis in "xy":
         elements = words * out_at.size(shape)
-        steps += all_reduce(at, axes, axis, elements, itemsize, where.grid, where.wafer)
+        steps += all_reduce(at, axes, axis, elements, itemsize, where.grid, where.wafer, where.strategy)
     return Lowered((at,), (out_at,), tuple(steps))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wsc.lowering.layout import Grid, Layout, lay, whole
+from wsc.lowering.strategy import WSC, Strategy
 from wsc.machine.steps import Compute, Step
 from wsc.machine.wafer import Wafer
 
@@ -53,6 +54,7 @@ class Where:
 
     grid: Grid
     wafer: Wafer
+    strategy: Strategy = WSC
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,21 @@ def rule(*names: str):
     return register
 
 
-def default_layout(shape: tuple[int, ...], grid: Grid) -> Layout:
-    """Where a value lies that nothing else decides: its last dimension along `y`, as a stage's input does."""
-    return lay(shape, "y", [len(shape) - 1], grid.y) if shape else whole(0)
+def default_layout(shape: tuple[int, ...], where: Where) -> Layout:
+    """Where a value lies that nothing else decides: its last dimension along `y`, as a stage's input does. In blocks:
+    the blocks of rows along `y`, those of columns (before the last dimension of a matrix) along `x`."""
+    if where.strategy.blocked and len(shape) >= 2:
+        at = lay(shape, "y", [0], where.grid.y)
+        across = lay(shape, "x", [len(shape) - 2], where.grid.x)
+        return at.with_axis("x", across.x) if len(shape) >= 4 else at
+    return lay(shape, "y", [len(shape) - 1], where.grid.y) if shape else whole(0)
 
 
 def vector(
     layout: Layout, shape, itemsize: int, where: Where, kind: str = "vector", calls: int = 1, flops: int = 1
 ) -> Compute:
-    """One instruction (or `calls`) over a PE's tile of an array; `flops` useful operations an element."""
+    """One instruction (or `calls`) over a PE's tile of an array; `flops` useful operations an element. One element
+    alone is a scalar in a register: no loop is set up for it."""
     pes = min(where.grid.pes, layout.parts.pes * layout.copies(where.grid))
-    return Compute(kind, calls, layout.size(shape), itemsize, flops * math.prod(shape), pes)
+    length = layout.size(shape)
+    return Compute(kind, calls, length, itemsize, flops * math.prod(shape), pes, bare=length == 1)

@@ -1,0 +1,25 @@
+"""How a program is mapped where there is a choice. A strategy is a value; the passes read it and stay the same."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way of mapping.
+
+    all_reduce: (algorithm, shape) of every all-reduce among so many PEs; None takes the cheapest for each
+    shares: PEs that hold copies share slow operations among them
+    blocked: arrays come in blocks, their leading dimension one block a PE of the region (see `wsc.lowering.waferllm`)
+    gemm_along: products of two operands that are cut along both axes run as rounds of neighbour exchange, their vector
+        instructions along this dimension ("m" or "n"); None: one operand stays, the other comes to it
+    """
+
+    name: str
+    all_reduce: Callable[[int], tuple[str, tuple[int, ...]]] | None = None
+    shares: bool = True
+    blocked: bool = False
+    gemm_along: str | None = None
+
+
+WSC = Strategy("wsc")
