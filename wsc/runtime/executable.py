@@ -1,5 +1,6 @@
 """Executable: a placed program one can call, read and ask. Names are those of `jax.stages.Compiled`."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 
 from wsc.errors import ArgumentError
 from wsc.lowering.jaxapi import Traced
+from wsc.machine.wafer import Wafer
 from wsc.program import Program
 from wsc.runtime.execute import as_function
 from wsc.runtime.report import Report
@@ -73,6 +75,17 @@ class Executable:
         """Outputs, and what the wafer did. Raises ArgumentError when an argument is not what was compiled for."""
         outputs = self.jitted(self.tiles, *self._bound_leaves(), *self._check(args))
         return jax.tree.unflatten(self.out_tree, outputs), self.telemetry
+
+    def seconds_on(self, wafer: Wafer) -> Any:
+        """Modelled seconds of one call of this placed program on another wafer: a JAX function of its numbers, for
+        `jax.grad` and `jax.vmap`. Placement, layouts and algorithms stay as they were compiled.
+
+        >>> import dataclasses, jax, jax.numpy as jnp, wsc
+        >>> exe = wsc.compile(lambda w, x: x @ w, jnp.ones((64, 32)), jnp.ones((1, 64)), weight_argnums=0)
+        >>> bool(jax.grad(lambda hop: exe.seconds_on(dataclasses.replace(wsc.WSE3, hop_cycles=hop)))(1.0) > 0)
+        True
+        """
+        return Telemetry(dataclasses.replace(self.program, wafer=wafer)).seconds
 
     def as_text(self) -> str:
         """The placed program: stages, regions, memory maps, layouts and steps."""

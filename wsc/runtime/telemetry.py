@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from wsc.machine.cost import Cost, cost, energy_joules
+from wsc.machine.numbers import Number, maximum
 from wsc.machine.steps import Step
 from wsc.machine.wafer import Wafer
 from wsc.program import PlacedOp, PlacedStage, Program
@@ -12,14 +13,12 @@ from wsc.program import PlacedOp, PlacedStage, Program
 
 @dataclass(frozen=True)
 class StageTimes:
-    """When a stage works, in cycles from the start: input there, control ready, output there. `last` is the number
-    of the arrival that came last, None when there is none."""
+    """When a stage works, in cycles from the start: each arrival there, control ready, the work begun, output there."""
 
-    arrival: float
-    control: float
-    start: float
-    finish: float
-    last: int | None
+    arrivals: tuple[Number, ...]
+    control: Number
+    start: Number
+    finish: Number
 
 
 @dataclass(frozen=True)
@@ -33,22 +32,23 @@ class Telemetry:
         """Stages start when their inputs are there; control needs no activation and is worked out while they wait."""
         found: list[StageTimes] = []
         for stage in self.program.stages:
-            arrival, last = 0.0, None
-            for i, (_, source, steps) in enumerate(stage.arrivals):
-                there = (found[source].finish if source is not None else 0.0) + self.of(steps).cycles
-                if there >= arrival:
-                    arrival, last = there, i
+            arrivals = tuple(
+                (found[source].finish if source is not None else 0.0) + self.of(steps).cycles
+                for _, source, steps in stage.arrivals
+            )
             control = self._part(stage, True).cycles
-            start = max(arrival, control)
-            finish = start + self._part(stage, False).cycles
-            found.append(StageTimes(arrival, control, start, finish, last))
+            start = maximum(0.0, control, *arrivals)
+            found.append(StageTimes(arrivals, control, start, start + self._part(stage, False).cycles))
         return tuple(found)
 
     @cached_property
-    def cycles(self) -> float:
+    def cycles(self) -> Number:
         """From the host's input to the last result back at the host."""
-        ends = [t.finish + self.of(s.departures).cycles for t, s in zip(self.times, self.program.stages, strict=True)]
-        return max(ends)
+        return maximum(*self._ends)
+
+    @cached_property
+    def _ends(self) -> list[Number]:
+        return [t.finish + self.of(s.departures).cycles for t, s in zip(self.times, self.program.stages, strict=True)]
 
     @cached_property
     def total(self) -> Cost:
@@ -66,15 +66,14 @@ class Telemetry:
     def path(self) -> Cost:
         """The critical path by cause, walked back from the last result: its cycles are `cycles`."""
         stages = self.program.stages
-        ends = [t.finish + self.of(s.departures).cycles for t, s in zip(self.times, stages, strict=True)]
-        at: int | None = ends.index(max(ends))
+        at: int | None = self._ends.index(max(self._ends))
         found = self.of(stages[at].departures)
         while at is not None:
             stage, times = stages[at], self.times[at]
             found += self._part(stage, False)
-            if times.control > times.arrival or times.last is None:
+            if not times.arrivals or times.control > max(times.arrivals):
                 return found + self._part(stage, True)
-            _, at, steps = stage.arrivals[times.last]
+            _, at, steps = stage.arrivals[times.arrivals.index(max(times.arrivals))]
             found += self.of(steps)
         return found
 
@@ -86,7 +85,17 @@ class Telemetry:
     def of(self, what: tuple[Step, ...] | PlacedOp) -> Cost:
         """The cost of steps, or of one placed op."""
         steps = what.steps if isinstance(what, PlacedOp) else what
-        return sum((cost(s, self.program.wafer) for s in steps), Cost())
+        return sum((self._cost(s) for s in steps), Cost())
+
+    def _cost(self, step: Step) -> Cost:
+        """Each distinct step once."""
+        if step not in self._by_step:
+            self._by_step[step] = cost(step, self.program.wafer)
+        return self._by_step[step]
+
+    @cached_property
+    def _by_step(self) -> dict:
+        return {}
 
     def ops(self) -> list[dict]:
         """One row an op that does work: stage, primitive, weights, source line, cycles by cause, bytes, hops."""
@@ -113,9 +122,14 @@ class Telemetry:
         return self.program.wafer
 
     @cached_property
-    def seconds(self) -> float:
+    def seconds(self) -> Number:
         """Modelled time of one run on the wafer."""
         return self.cycles / self.wafer.clock_hz
+
+    @property
+    def cycles_per_layer(self) -> Number:
+        """Of the stage that is repeated most, from its input to its output."""
+        return self._part(self.program.layer, False).cycles
 
     @property
     def tokens_per_second(self) -> float:
@@ -131,13 +145,12 @@ class Telemetry:
     def as_dict(self) -> dict[str, float]:
         """A flat dict with JAX's keys where they mean the same (`flops`, `bytes accessed`) and the wafer's own."""
         total, path = self.total, self.path
-        layer = self.program.layer
         return {
             "flops": total.flops,
             "bytes accessed": total.sram_bytes,
             "cycles": self.cycles,
             "cycles_ideal": self.cycles - path.contention,
-            "cycles_per_layer": self._part(layer, False).cycles,
+            "cycles_per_layer": self.cycles_per_layer,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
             "cycles_latency": path.latency,
