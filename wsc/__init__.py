@@ -17,6 +17,8 @@ from wsc.program import Program
 from wsc.runtime.executable import Executable
 from wsc.runtime.generate import LanguageModel
 from wsc.runtime.telemetry import Telemetry
+from wsc.sensitivity import sensitivity, sweep
+from wsc.validate import validate
 
 __all__ = [
     "WAFERS",
@@ -37,4 +39,7 @@ __all__ = [
     "WscError",
     "compile",
     "models",
+    "sensitivity",
+    "sweep",
+    "validate",
 ]

@@ -95,6 +95,8 @@ def compile_(
     context: Context = 2048,
     batch: Batch = 1,
     dtype: Annotated[str | None, typer.Option(help="of weights and activations; the config's unless told")] = None,
+    strategy: Annotated[str, typer.Option(help="wsc, or waferllm: one layer, mapped as that paper does")] = "wsc",
+    grid: Annotated[int | None, typer.Option(help="PEs of a side of every region, such as 540")] = None,
     text: Annotated[bool, typer.Option(help="print the placed program instead of the report")] = False,
     as_json: Json = False,
 ) -> None:
@@ -103,7 +105,9 @@ def compile_(
 
     network = wsc.models.Llama.abstract(config_of(model), dtype=dtype)
     with waiting(f"placing {model} on the wafer"):
-        exe = wsc.compile(network, wafer=hardware(wafer), wafers=wafers, context=context, batch=batch)
+        square = None if grid is None else (grid, grid)
+        sizes = {"context": context, "batch": batch, "strategy": strategy, "grid": square}
+        exe = wsc.compile(network, wafer=hardware(wafer), wafers=wafers, **sizes)
     if as_json:
         head = {"model": model, "wafer": exe.program.wafer.name, "conditions": exe.program.conditions}
         print(json.dumps(head | exe.cost_analysis() | dataclasses.asdict(exe.memory_analysis())))
@@ -127,6 +131,67 @@ def models(as_json: Json = False) -> None:
         heads = f"{c.num_attention_heads} ({c.num_key_value_heads})"
         cells = (f"{c.num_hidden_layers}", f"{c.hidden_size:,}", heads, f"{c.vocab_size:,}", f"{c.parameters:,}")
         table.add_row(name, *cells)
+    out.print(table)
+
+
+@app.command()
+def validate(
+    group: Annotated[list[str] | None, typer.Option(help="only these groups of measurements")] = None,
+    refit: Annotated[bool, typer.Option(help="fit the fitted constants again, and leave each model out once")] = False,
+    plot: Annotated[str | None, typer.Option(help="write predicted against measured as a picture")] = None,
+    as_json: Json = False,
+) -> None:
+    """Hold the machine model against everything published; exit code 1 when a group is over its bar."""
+    if refit:
+        from wsc.refit import refit as fit
+
+        with waiting("fitting the constants, each model left out once"):
+            fitted = fit()
+        print(json.dumps(fitted.as_dict())) if as_json else out.print(fitted)
+        return
+    from wsc.validate import validate as hold
+
+    with waiting("predicting every published measurement"):
+        found = hold(group or None)
+    if plot is not None:
+        found.plot(plot)
+    print(json.dumps(found.as_dict())) if as_json else out.print(found)
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def sensitivity(
+    model: Annotated[str, typer.Argument(help="a named config (see wsc models) or a config.json")],
+    wafer: Wafer = "wse3",
+    wafers: Wafers = None,
+    context: Context = 2048,
+    batch: Batch = 1,
+    as_json: Json = False,
+) -> None:
+    """Which number of the hardware matters most to one decode step of a model."""
+    import wsc
+
+    network = wsc.models.Llama.abstract(config_of(model))
+    with waiting(f"placing {model} on the wafer, and its derivatives"):
+        exe = wsc.compile(network, wafer=hardware(wafer), wafers=wafers, context=context, batch=batch)
+        found = wsc.sensitivity(exe)
+    print(json.dumps({"conditions": found.conditions} | found.as_dict())) if as_json else out.print(found)
+
+
+@app.command("hardware")
+def hardware_(
+    wafer: Annotated[str, typer.Argument(help="wse2 or wse3")] = "wse3",
+    as_json: Json = False,
+) -> None:
+    """Every number of a wafer, with its unit, kind and source."""
+    rows = hardware(wafer).sources()
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table("number", "value", "unit", "kind", "source")
+    for r in rows:
+        table.add_row(r["name"], f"{r['value']:,.6g}", r["unit"], r["kind"], r["source"])
     out.print(table)
 
 

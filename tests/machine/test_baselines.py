@@ -23,7 +23,7 @@ from wsc.machine.baselines import (
     fit_gpu,
     of_wafer,
 )
-from wsc.machine.wafer import KINDS
+from wsc.machine.wafer import KINDS, WSE3
 
 WEIGHTS = 16.06e9  # B, Llama-3-8B in 16 bits
 KV = 128 * 1024  # B of cache a token, 16 bits
@@ -136,11 +136,12 @@ def test_a_larger_batch_costs_the_user_and_helps_the_total():
 
 def test_the_wafer_stands_in_the_same_table():
     """8B on one wafer at 1,800 tokens/s (August 2024), 23 kW, modelled at $42 an hour."""
-    s = of_wafer("WSE-3", seconds=1 / 1800, batch=26)
+    s = of_wafer(WSE3, seconds=1 / 1800, batch=26)
     assert s.tokens_per_second_per_user == pytest.approx(1800)
     assert s.tokens_per_joule == pytest.approx(26 * 1800 / 23_000)
     assert s.dollars_per_million_tokens == pytest.approx(42 / 3600 / (26 * 1800) * 1e6)
-    four = of_wafer("4 x WSE-3", 1 / 450, 13, wafers=4, watts=20_000.0, dollars_per_hour=10.0)
+    cheap = dataclasses.replace(WSE3, busy_watts=20_000.0, dollars_per_hour=10.0)
+    four = of_wafer(cheap, 1 / 450, 13, wafers=4)
     assert (four.chips, four.watts, four.dollars_per_hour) == (4, 80_000, 40)
 
 
@@ -232,9 +233,9 @@ def test_bad_arguments_elsewhere():
     with pytest.raises(ArgumentError, match="watts of H100 is 0"):
         dataclasses.replace(H100, watts=0)
     with pytest.raises(ArgumentError, match="seconds is 0"):
-        of_wafer("w", 0, 1)
+        of_wafer(WSE3, 0, 1)
     with pytest.raises(ArgumentError, match="wafers is 0"):
-        of_wafer("w", 1.0, 1, wafers=0)
+        of_wafer(WSE3, 1.0, 1, wafers=0)
     with pytest.raises(ArgumentError, match="batch is 0"):
         chips_needed(H100, 1e9, batch=0)
 

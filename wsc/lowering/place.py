@@ -47,7 +47,7 @@ class Planned:
 def place(
     programs: list[Planned], wafer: Wafer, wafers: int | None, grid: tuple[int, int] | None = None
 ) -> list[Region]:
-    """One region a stage, the same for all `programs`. `wafers` None takes as many as are needed; `grid` (rows, columns)
+    """One region a stage, the same for all `programs`. `wafers` None takes as many as needed; `grid` (rows, columns)
     gives every stage a region of that size.
 
     Raises FitError when a stage or the whole does not fit, saying by how much and what would.

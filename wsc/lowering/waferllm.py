@@ -37,7 +37,7 @@ WAFERLLM = Strategy("waferllm", two_levels, shares=False, blocked=True, gemm_alo
 
 @dataclass(frozen=True)
 class Sizes:
-    """What one PE holds: features d/P, inner features f/P, tokens of the cache (or of the prompt) s/P, all rounded up."""
+    """What one PE holds: features d/P, inner features f/P, tokens of cache or prompt s/P, all rounded up."""
 
     grid: int
     features: int

@@ -15,10 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsc.errors import ArgumentError
-from wsc.machine.wafer import _number
-
-WAFER_WATTS = 23_000.0  # W, published: rating of one whole wafer system
-WAFER_DOLLARS_PER_HOUR = 42.0  # $/h, derived: a cost model of one wafer system; none is on a price list
+from wsc.machine.wafer import Wafer, number
 
 _RENT = "middle of cloud list prices an hour, early 2026; no one source"
 _CARRIED = "the H100's, fitted there to six published rows"
@@ -94,18 +91,18 @@ class Accelerator:
     """
 
     name: str = field(default="custom", metadata={"static": True})
-    memory_bytes: float = _number(80e9, "B", "published", "vendor datasheet, H100 SXM: HBM3")
-    bytes_per_second: float = _number(3.35e12, "B/s", "published", "vendor datasheet, H100 SXM: peak of HBM3")
-    flops: float = _number(989e12, "1/s", "published", "vendor datasheet, H100 SXM: bf16, dense")
-    watts: float = _number(700.0, "W", "published", "vendor datasheet, H100 SXM: most it may draw")
-    dollars_per_hour: float = _number(2.95, "$/h", "published", "median of cloud list prices, which go from 1.5 to 5")
-    efficiency: float = _number(
+    memory_bytes: float = number(80e9, "B", "published", "vendor datasheet, H100 SXM: HBM3")
+    bytes_per_second: float = number(3.35e12, "B/s", "published", "vendor datasheet, H100 SXM: peak of HBM3")
+    flops: float = number(989e12, "1/s", "published", "vendor datasheet, H100 SXM: bf16, dense")
+    watts: float = number(700.0, "W", "published", "vendor datasheet, H100 SXM: most it may draw")
+    dollars_per_hour: float = number(2.95, "$/h", "published", "median of cloud list prices, which go from 1.5 to 5")
+    efficiency: float = number(
         0.63, "1", "fitted", "share of bytes_per_second: vLLM and TensorRT-LLM on 8B, batch 1, 16, 32: `fit_gpu`"
     )
-    sequence_seconds: float = _number(
+    sequence_seconds: float = number(
         60e-6, "s", "fitted", "a step and sequence, sampling and scheduling: the same six rows, `fit_gpu`"
     )
-    sync_seconds: float = _number(34e-6, "s", "assumed", f"one all-reduce between chips: {_SYNC}")
+    sync_seconds: float = number(34e-6, "s", "assumed", f"one all-reduce between chips: {_SYNC}")
     pipelined: bool = field(default=False, metadata={"static": True})  # chips one after the other, not side by side
 
     def __post_init__(self):
@@ -231,25 +228,18 @@ def chips_needed(accelerator: Accelerator, weight_bytes: float, kv_bytes: float 
     return count
 
 
-def of_wafer(
-    name: str,
-    seconds: float,
-    batch: float,
-    wafers: float = 1,
-    watts: float = WAFER_WATTS,
-    dollars_per_hour: float = WAFER_DOLLARS_PER_HOUR,
-) -> Serving:
-    """The wafer in the same table: `seconds` a step for `batch` users; watts and dollars are of one wafer.
+def of_wafer(wafer: Wafer, seconds: float, batch: float, wafers: float = 1) -> Serving:
+    """Wafers in the same table: modelled `seconds` a step for `batch` users. Watts are those of whole busy systems.
 
-    >>> round(of_wafer("WSE-3", seconds=1 / 1800, batch=1).tokens_per_joule, 3)   # 8B, one user
+    >>> from wsc.machine.wafer import WSE3
+    >>> round(of_wafer(WSE3, seconds=1 / 1800, batch=1).tokens_per_joule, 3)   # 8B, one user
     0.078
     """
     _check("seconds", seconds, above=True)
     _check("batch", batch, above=True, whole=True)
     _check("wafers", wafers, above=True, whole=True)
-    _check("watts", watts, above=True)
-    _check("dollars_per_hour", dollars_per_hour)
-    return Serving(name, wafers, batch, seconds, watts * _float(wafers), dollars_per_hour * _float(wafers))
+    share = _float(wafers)
+    return Serving(wafer.name, wafers, batch, seconds, wafer.busy_watts * share, wafer.dollars_per_hour * share)
 
 
 def fit_gpu(

@@ -53,7 +53,7 @@ class Costs(NamedTuple):
 
 class Form(NamedTuple):
     """What one collective costs. `latency` whatever the amount of data, `serial` because of it, `setup` instructions
-    prepared one after the other; `sent` wavelets and `hops` summed over them, all PEs of the line; `colors` it takes."""
+    prepared one after the other; `sent` wavelets and `hops` summed over them, all PEs of the line; `colors` taken."""
 
     latency: Number
     serial: Number
@@ -68,7 +68,14 @@ class Form(NamedTuple):
 
     def then(self, other: "Form") -> "Form":
         """One after the other, on colors of their own."""
-        return Form(*(a + b for a, b in zip(self, other, strict=True)))
+        return Form(
+            self.latency + other.latency,
+            self.serial + other.serial,
+            self.setup + other.setup,
+            self.sent + other.sent,
+            self.hops + other.hops,
+            self.colors + other.colors,
+        )
 
 
 NOTHING = Form(0.0, 0.0, 0.0, 0.0, 0.0, 0)

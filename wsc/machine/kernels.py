@@ -114,7 +114,7 @@ def gemm_interleaved(
 def gemm_transposed(
     m: int, k: int, n: int, grid: Grid, itemsize: int, wafer: Wafer, along: str | None = None
 ) -> tuple[Step, ...]:
-    """A[m, k] B[n, k] with k along the columns of both: B's tiles go round the ring of each column; each round's partial
+    """A[m, k] B[n, k] with k along the columns of both: B's tiles go round each column's ring; each round's partial
     sums stream along the row to the PE that keeps them, one instruction a PE. Only the passing on overlaps; the sums
     of the rounds follow one another through the row, so that its length is paid once."""
     rows, columns = grid
@@ -178,7 +178,7 @@ def attention(
 
 
 def stencil_direct(wafer: Wafer, grid: Grid = (5, 5)) -> tuple[Step, ...]:
-    """Star stencil of radius 1, one 32-bit value a PE, no tasks: send to four sides, take in four values, add up, scale.
+    """Star stencil of radius 1, one 32-bit value a PE, no tasks: send to four sides, take in four, add up, scale.
     Where an instruction may read two fabric operands, two of them take in all four values; else each value is first
     moved to memory, and three sums follow. No overlap."""
     pes = grid[0] * grid[1]

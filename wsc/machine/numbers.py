@@ -29,8 +29,8 @@ def maximum(*values: Number) -> Number:
 
 
 def ceil(value: Number) -> Number:
-    """Rounded up. Its derivative is taken as 1, that of the line which the steps follow: otherwise no lane or link would
-    ever matter to `jax.grad`.
+    """Rounded up. Its derivative is taken as 1, that of the line which the steps follow: otherwise no lane or link
+    would ever matter to `jax.grad`.
 
     >>> ceil(2.2), float(jax.grad(ceil)(2.2))
     (3, 1.0)

@@ -42,8 +42,8 @@ def choose(
 ) -> Choice:
     """The cheapest algorithm for `pattern` among `pes` neighbours of a line, or on a rectangle (rows, columns).
 
-    `colors` are those still free in the region, all of the wafer's unless told. `setup=False` leaves out the cycles that
-    software takes to prepare an instruction, as the published forms do. Raises ArgumentError when no algorithm is found.
+    `colors` are those still free in the region, all of the wafer's unless told. `setup=False` leaves out the cycles
+    that software takes to prepare an instruction, as the published forms do. Raises ArgumentError when none is found.
 
     >>> choose("all_reduce", 512, 1).algorithm, choose("all_reduce", 512, 1, colors=4).algorithm
     ('centre_star', 'centre_star')
@@ -53,18 +53,22 @@ def choose(
     if pattern not in PATTERNS:
         raise ArgumentError(f"no pattern named {pattern!r}: there are {', '.join(PATTERNS)}")
     sizes = (pes,) if isinstance(pes, int) else tuple(pes)
-    if any(not isinstance(n, int) or n < 1 for n in sizes) or len(sizes) > 2 or wavelets < 0 or distance < 1:
+    if (
+        any(not isinstance(n, int) or n < 1 for n in sizes)
+        or len(sizes) != (1 if isinstance(pes, int) else 2)
+        or wavelets < 0
+        or distance < 1
+    ):
         raise ArgumentError(
             f"{pattern} of {wavelets} wavelets among {pes} PEs, {distance} apart: sizes and distance must be whole "
             f"numbers of at least 1 (a rectangle is a pair), wavelets at least 0"
         )
     free = int(wafer.colors) if colors is None else colors
     costs = Costs.of(wafer) if setup else Costs.of(wafer)._replace(setup=0.0)
-    options = (
-        _rectangle(pattern, sizes, wavelets, costs)
-        if len(sizes) == 2
-        else _line(pattern, sizes[0], wavelets, costs, distance)
-    )
+    if isinstance(pes, int):
+        options = _line(pattern, pes, wavelets, costs, distance)
+    else:
+        options = _rectangle(pattern, sizes, wavelets, costs)
     allowed = [o for o in options if o[2].colors <= free]
     if not allowed:
         least = min((o[2].colors for o in options), default=None)

@@ -14,7 +14,8 @@ class Compute:
 
     `kind` is "fmac", "vector" (add, multiply, compare, move), "sum" (into one accumulator), "divide" or
     "transcendental" (both one element at a time). The calls run in `maps` hardware maps, or each in a loop of its own
-    (`maps` 0), or with nothing around them (`bare`). `conflict` is the share of elements both of whose reads meet one bank of SRAM.
+    (`maps` 0), or with nothing around them (`bare`). `conflict` is the share of elements both of whose reads meet
+    one bank of SRAM.
     """
 
     kind: str

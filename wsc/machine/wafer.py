@@ -15,7 +15,8 @@ from wsc.errors import ArgumentError
 KINDS = ("published", "measured", "derived", "fitted", "assumed")
 
 
-def _number(default, unit: str, kind: str, source: str):
+def number(default, unit: str, kind: str, source: str):
+    """A field of hardware that carries its unit, kind and source."""
     if kind not in KINDS:
         raise ValueError(kind)
     return field(default=default, metadata={"unit": unit, "kind": kind, "source": source})
@@ -33,62 +34,70 @@ class Wafer:
     """
 
     name: str = field(default="custom", metadata={"static": True})
-    columns: int = _number(755, "PEs", "published", "usable program rectangle, vendor SDK: 762 x 1172 less the border")
-    rows: int = _number(1170, "PEs", "published", "usable program rectangle, vendor SDK: 762 x 1172 less the border")
-    clock_hz: float = _number(0.875e9, "Hz", "published", "vendor SDK default for WSE-3")
+    columns: int = number(755, "PEs", "published", "usable program rectangle, vendor SDK: 762 x 1172 less the border")
+    rows: int = number(1170, "PEs", "published", "usable program rectangle, vendor SDK: 762 x 1172 less the border")
+    clock_hz: float = number(0.875e9, "Hz", "published", "vendor SDK default for WSE-3")
 
-    sram_bytes: int = _number(49152, "B/PE", "published", "48 KB a PE, 8 banks x 6 KB")
-    sram_bytes_per_cycle: float = _number(24.0, "B/PE/cycle", "published", "two 64-bit reads and one 64-bit write")
-    code_bytes: int = _number(14848, "B/PE", "measured", "a decode program's code and runtime, about 14.5 KB a PE")
-    align_bytes: int = _number(8, "B", "derived", "the 64-bit SRAM port: tiles start and end on it")
+    sram_bytes: int = number(49152, "B/PE", "published", "48 KB a PE, 8 banks x 6 KB")
+    sram_bytes_per_cycle: float = number(24.0, "B/PE/cycle", "published", "two 64-bit reads and one 64-bit write")
+    code_bytes: int = number(14848, "B/PE", "measured", "a decode program's code and runtime, about 14.5 KB a PE")
+    align_bytes: int = number(8, "B", "derived", "the 64-bit SRAM port: tiles start and end on it")
 
-    lanes16: float = _number(8.0, "1/cycle", "published", "16-bit lanes of WSE-3")
-    lanes32: float = _number(2.0, "1/cycle", "published", "32-bit adds, multiplies or moves")
-    fmac32_lanes: float = _number(1.0, "1/cycle", "measured", "32-bit multiply-accumulates: 14 elements in 15 cycles")
-    conflict16: float = _number(
+    lanes16: float = number(8.0, "1/cycle", "published", "16-bit lanes of WSE-3")
+    lanes32: float = number(2.0, "1/cycle", "published", "32-bit adds, multiplies or moves")
+    fmac32_lanes: float = number(1.0, "1/cycle", "measured", "32-bit multiply-accumulates: 14 elements in 15 cycles")
+    conflict16: float = number(
         1.0,
         "pass/pass",
         "measured",
         "more passes when both reads meet one bank: 16-bit FMAC in a map, +2 per 8 elements",
     )
-    conflict32: float = _number(0.0, "pass/pass", "measured", "as conflict16 in 32 bits; WSE-3 shows none")
-    issue_cycles: float = _number(1.0, "cycles", "measured", "vector instruction: 1 + ceil(length / lanes)")
-    map_cycles: float = _number(5.4, "cycles", "measured", "a call in a hardware map: 16-bit FMAC of 8 in 8.4 to 8.7")
-    loop_cycles: float = _number(21.0, "cycles", "measured", "around one vector instruction outside a map, local GEMM")
-    nest_cycles: float = _number(43.0, "cycles", "measured", "around a loop or map within a loop, stock SUMMA")
-    task_cycles: float = _number(10.0, "cycles", "measured", "one task switch, 10 to 30 seen")
-    transcendental_cycles: float = _number(
-        35.0, "cycles", "fitted", "scalar exp or silu, one element: WaferLLM, 9 decode rows"
+    conflict32: float = number(0.0, "pass/pass", "measured", "as conflict16 in 32 bits; WSE-3 shows none")
+    issue_cycles: float = number(1.0, "cycles", "measured", "vector instruction: 1 + ceil(length / lanes)")
+    map_cycles: float = number(5.4, "cycles", "measured", "a call in a hardware map: 16-bit FMAC of 8 in 8.4 to 8.7")
+    loop_cycles: float = number(21.0, "cycles", "measured", "around one vector instruction outside a map, local GEMM")
+    nest_cycles: float = number(43.0, "cycles", "measured", "around a loop or map within a loop, stock SUMMA")
+    task_cycles: float = number(10.0, "cycles", "measured", "one task switch, 10 to 30 seen")
+    transcendental_cycles: float = number(
+        31.0,
+        "cycles",
+        "fitted",
+        "scalar exp, one element: WaferLLM, 9 decode rows, whose exp is a short polynomial; silu is exp and division",
     )
-    division_cycles: float = _number(50.0, "cycles", "measured", "software float division, one element")
+    division_cycles: float = number(50.0, "cycles", "measured", "software float division, one element")
 
-    hop_cycles: float = _number(1.0, "cycles", "published", "router to router")
-    deliver_cycles: float = _number(
+    hop_cycles: float = number(1.0, "cycles", "published", "router to router")
+    deliver_cycles: float = number(
         2.0,
         "cycles",
         "measured",
-        "a hop into a router that forwards and delivers: a simulator log shows 2 between neighbours of a multicast, and "
-        "WaferLLM's decode rows need it; the HPDC 2024 model takes 1",
+        "a hop into a router that forwards and delivers: a simulator log shows 2 between neighbours of a multicast, "
+        "and WaferLLM's decode rows need it; the HPDC 2024 model takes 1",
     )
-    ramp_cycles: float = _number(2.0, "cycles", "measured", "T_R of the HPDC 2024 reduce model, each way")
-    link_wavelets_per_cycle: float = _number(1.0, "1/cycle", "published", "width of a link, each way, in wavelets")
-    background_wavelets_per_cycle: float = _number(
+    ramp_cycles: float = number(2.0, "cycles", "measured", "T_R of the HPDC 2024 reduce model, each way")
+    link_wavelets_per_cycle: float = number(1.0, "1/cycle", "published", "width of a link, each way, in wavelets")
+    background_wavelets_per_cycle: float = number(
         0.5, "1/cycle", "measured", "stock SUMMA: 392 words received in the background in 765 cycles"
     )
-    fabric_inputs: float = _number(1.0, "1", "published", "fabric operands one instruction may read")
-    colors: int = _number(18, "1", "published", "24 routable, about 18 beside the runtime's own")
-    switch_positions: int = _number(4, "1", "published", "routes a color may switch between at a router")
-    wavelet_bytes: int = _number(4, "B", "published", "32-bit payload: two fp16 or one fp32")
+    fabric_inputs: float = number(1.0, "1", "published", "fabric operands one instruction may read")
+    colors: int = number(18, "1", "published", "24 routable, about 18 beside the runtime's own")
+    switch_positions: int = number(4, "1", "published", "routes a color may switch between at a router")
+    wavelet_bytes: int = number(4, "B", "published", "32-bit payload: two fp16 or one fp32")
 
-    host_bytes_per_second: float = _number(150e9, "B/s", "published", "12 x 100 GbE")
-    link_bytes_per_second: float = _number(150e9, "B/s", "published", "wafer to wafer over the same 12 x 100 GbE")
-    link_seconds: float = _number(2e-6, "s", "assumed", "one way through an Ethernet switch; none is published")
+    host_bytes_per_second: float = number(150e9, "B/s", "published", "12 x 100 GbE")
+    link_bytes_per_second: float = number(150e9, "B/s", "published", "wafer to wafer over the same 12 x 100 GbE")
+    link_seconds: float = number(2e-6, "s", "assumed", "one way through an Ethernet switch; none is published")
 
-    idle_watts: float = _number(16100.0, "W", "measured", "a CS-2 system, idle; taken for WSE-3 too")
-    busy_watts: float = _number(23000.0, "W", "published", "a CS-3 system, 23 to 25 kW; a CS-2 measured 22.8 kW")
-    pe_joules_per_cycle: float = _number(27e-12, "J", "derived", "30 mW peak a core at 1.1 GHz")
-    hop_joules_per_bit: float = _number(0.1e-12, "J", "published", "die-to-die on the wafer; taken for every hop")
-    dollars_per_hour: float = _number(42.0, "$/h", "assumed", "a rent that one cost model takes; none is published")
+    memcpy_in_cycles: float = number(1.0, "cycles/word", "published", "the SDK's copy to PEs: a link, one word a cycle")
+    memcpy_out_cycles: float = number(
+        3.36, "cycles/word", "measured", "the SDK's copy from PEs: 10,522 cycles for SUMMA's 3,136 words"
+    )
+
+    idle_watts: float = number(16100.0, "W", "measured", "a CS-2 system, idle; taken for WSE-3 too")
+    busy_watts: float = number(23000.0, "W", "published", "a CS-3 system, 23 to 25 kW; a CS-2 measured 22.8 kW")
+    pe_joules_per_cycle: float = number(27e-12, "J", "derived", "30 mW peak a core at 1.1 GHz")
+    hop_joules_per_bit: float = number(0.1e-12, "J", "published", "die-to-die on the wafer; taken for every hop")
+    dollars_per_hour: float = number(42.0, "$/h", "assumed", "a rent that one cost model takes; none is published")
 
     def __post_init__(self):
         """Refuse plain numbers that no wafer has; tracers and the like pass, so that JAX can work over hardware."""

@@ -9,6 +9,8 @@ import jax
 
 from wsc.errors import ArgumentError
 from wsc.lowering.jaxapi import Traced
+from wsc.machine import baselines
+from wsc.machine.baselines import Serving
 from wsc.machine.wafer import Wafer
 from wsc.program import Program
 from wsc.runtime.execute import as_function
@@ -49,6 +51,16 @@ class Executable:
         self.in_tree, self.out_tree, self.out_info = traced.in_tree, traced.out_tree, traced.out_info
         self._names, self._avals, self._bound = traced.arg_names, traced.args, bound
         self._function = as_function(program, order)
+
+    @property
+    def batch(self) -> int:
+        """Users that one run serves."""
+        return 1
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of KV cache that one run reads, all users."""
+        return 0
 
     @cached_property
     def jitted(self):
@@ -94,6 +106,23 @@ class Executable:
     def cost_analysis(self) -> dict[str, float]:
         """Modelled cost of one call, flat; cycles of the wafer's clock, bytes, joules, seconds."""
         return self.telemetry.as_dict()
+
+    def alternatives(self) -> tuple[Serving, ...]:
+        """What else could run this program, in one table with the wafer it was compiled for: one step for its batch on
+        GPUs, as many as hold it, by roofline with the efficiency that published serving reaches (see
+        `wsc.machine.baselines`). Weights and state are read once a step; modelled figures, all of them."""
+        m, t = self.memory_analysis(), self.telemetry
+        passes, batch = self.program.passes, self.batch
+        found = [baselines.of_wafer(t.wafer, float(t.seconds) * passes, batch, self.program.wafers)]
+        weights, state = m.weight_bytes * passes, self.cache_bytes / batch
+        flops = float(t.total.flops) * passes / batch
+        if weights and self.program.tokens == 1:
+            layers = (
+                passes if passes > 1 else [s.template for s in self.program.stages].count(self.program.layer.template)
+            )
+            chips = (baselines.H100, baselines.H200, baselines.A100, baselines.B200)
+            found += [baselines.decode(chip, weights, state, flops, batch, None, layers) for chip in chips]
+        return tuple(found)
 
     def memory_analysis(self) -> MemoryStats:
         """Where the bytes are, summed over all PEs of all regions."""

@@ -28,7 +28,16 @@ class LanguageModel(Executable):
         self, model: Any, program: Program, traced: Traced, prefill: Executable, order: str, context: int, batch: int
     ):
         super().__init__(program, traced, order, bound=tuple(jax.tree.leaves(model)))
-        self.model, self.prefill, self.context, self.batch = model, prefill, context, batch
+        self.model, self.prefill, self.context, self._users = model, prefill, context, batch
+
+    @property
+    def batch(self) -> int:
+        return self._users
+
+    @property
+    def cache_bytes(self) -> int:
+        leaves = jax.tree.leaves(self.model.abstract_cache(batch=self.batch, context=self.context))
+        return sum(a.size * a.dtype.itemsize for a in leaves)
 
     @cached_property
     def decoder(self):

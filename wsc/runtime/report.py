@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from wsc.machine.baselines import Serving
     from wsc.runtime.executable import Executable
 
 
@@ -19,7 +20,9 @@ class Report:
         self.executable = executable
 
     def __rich__(self) -> Group:
-        return Group(self._summary(), self._causes(), self._stages(), self._memory())
+        tables = [self._summary(), self._causes(), self._stages(), self._memory()]
+        others = self.executable.alternatives()
+        return Group(*tables, *([self._alternatives(others)] if len(others) > 1 else []))
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=110, force_jupyter=False)
@@ -46,8 +49,9 @@ class Report:
         table.add_column("unit")
         rows = [
             ("time of one run", figures["seconds"] * 1e6, "us"),
-            ("runs (tokens) per second, one user", figures["tokens_per_second"], "1/s"),
+            ("tokens (or runs) per second, one user", figures["tokens_per_second"], "1/s"),
             ("cycles of one run", figures["cycles"], "cycles"),
+            ("the same, if no message shared a link", figures["cycles_ideal"], "cycles"),
             (f"cycles of one layer ({program.layer.name})", figures["cycles_per_layer"], "cycles"),
             ("PEs used", figures["pes"], f"of {wafer.pes * program.wafers:,}"),
             ("SRAM bandwidth used", 100 * figures["sram_utilization"], "% of peak"),
@@ -120,4 +124,23 @@ class Report:
         }
         for what, nbytes in rows.items():
             table.add_row(what, f"{nbytes:,}")
+        return table
+
+    def _alternatives(self, rows: tuple[Serving, ...]) -> Table:
+        program = self.executable.program
+        table = Table(
+            title=f"What else could run it, modelled: {program.conditions}",
+            caption="rated power, whole system for the wafer, chips alone for GPUs; rents are assumptions of the model",
+        )
+        table.add_column("hardware")
+        for name in ("chips", "tokens/s a user", "tokens/s", "tokens/J", "$/M tokens"):
+            table.add_column(name, justify="right")
+        for r in rows:
+            cells = (
+                r.tokens_per_second_per_user,
+                r.tokens_per_second,
+                r.tokens_per_joule,
+                r.dollars_per_million_tokens,
+            )
+            table.add_row(r.name, f"{r.chips:,.0f}", *(f"{c:,.0f}" if c >= 100 else f"{c:,.3g}" for c in cells))
         return table
