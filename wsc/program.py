@@ -105,6 +105,7 @@ class PlacedStage:
     arrivals: tuple[tuple[Any, int | None, tuple[Step, ...]], ...]
     departures: tuple[Step, ...]  # to the host
     template: int  # stages of the same number are the same plan
+    colors: int  # that its communication takes
 
     @property
     def used_bytes(self) -> int:
@@ -144,7 +145,8 @@ class Program:
         shown: set[int] = set()
         for i, stage in enumerate(self.stages):
             lines.append(
-                f"stage {i} {stage.name} on {stage.region}, {stage.used_bytes:,} of {self.wafer.sram_bytes:,} B a PE"
+                f"stage {i} {stage.name} on {stage.region}, {stage.used_bytes:,} of {self.wafer.sram_bytes:,} B a PE, "
+                f"{stage.colors} of {self.wafer.colors} colors"
             )
             if stage.template in shown:
                 lines.append("  as the first of its kind above")

@@ -76,6 +76,7 @@ def _build(normal: Normal, planned: Planned, regions, wafer: Wafer, buffers: lis
                 tuple(arrivals),
                 departures,
                 template,
+                tiled.colors,
             )
         )
     wafers = 1 + max(r.wafer for r in regions)

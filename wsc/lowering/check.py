@@ -18,6 +18,9 @@ def check(programs: list[Program]) -> None:
             if i and not program.stages[i - 1].region.touches(stage.region):
                 raise BrokenRule(f"stage {stage.name} does not touch the one before it")
         _apart(program)
+        for stage in program.stages:
+            if stage.colors > program.wafer.colors:
+                raise BrokenRule(f"stage {stage.name} takes {stage.colors} colors of {program.wafer.colors}")
         done: set[int] = set()
         for stage in program.stages:
             if stage.template not in done:

@@ -88,6 +88,7 @@ class _Placer:
             i: templates.count(templates[i]) for i in range(len(templates)) if templates.index(templates[i]) == i
         }
         self.like = [templates.index(t) for t in templates]  # the first stage of the same template
+        self.short_of_colors: tuple[int, int] | None = None  # stage, colors that it would take
         self.usable = int(wafer.sram_bytes - wafer.code_bytes)
         self.least = {i: max(1, -(-first.stored(i) // self.usable)) for i in self.count}
         self.layer = max(self.count, key=lambda i: (self.count[i] * first.stored(i), self.count[i]))
@@ -204,6 +205,10 @@ class _Placer:
         """The fullest PE of a stage stays within SRAM, over all `programs` that share it, and what they share lies the
         same way for all: weights and state never move between programs."""
         tiled = [p.tile(i, grid, self.wafer) for p in programs]
+        colors = max(t.colors for t in tiled)
+        if colors > self.wafer.colors:
+            self.short_of_colors = i, colors
+            return False
         if any(t.weights != tiled[0].weights or t.states != tiled[0].states for t in tiled[1:]):
             return False
         return max(map(stored_bytes, tiled)) + max(map(buffer_bytes, tiled)) <= self.wafer.sram_bytes
@@ -217,6 +222,12 @@ class _Placer:
             f"the program does not fit: {total / 1e9:,.4g} GB of weights and state need at least {needed:,} PEs of "
             f"{self.usable:,} B beside the code, and a {self.wafer.name} has {pes:,}."
         )
+        if self.short_of_colors is not None:
+            i, colors = self.short_of_colors
+            return FitError(
+                f"stage '{self.stages[i].name}' communicates in ways that take {colors} colors, and "
+                f"{int(self.wafer.colors)} are free on a {self.wafer.name}: split the stage, or give it more colors"
+            )
         if self.least[big] > pes:
             return FitError(
                 f"{message} Stage '{self.stages[big].name}' alone needs {self.least[big]:,}, more than a wafer has, so "

@@ -21,6 +21,7 @@ from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR
 from wsc.lowering.rules.flexible import VIEWS, pull
 from wsc.lowering.rules.registry import default_layout, vector
 from wsc.lowering.strategy import WSC, Strategy
+from wsc.machine.colors import colors_needed
 from wsc.machine.cost import Cost, cost
 from wsc.machine.steps import AllReduce, Step
 from wsc.machine.wafer import Wafer
@@ -61,14 +62,26 @@ class TiledStage:
     buffers: list[tuple[int, int, int]] = field(default_factory=list)  # (bytes, first use, last use) by op position
 
     @cached_property
+    def colors(self) -> int:
+        """Colors that the communication of the stage takes."""
+        return colors_needed((s for op in self.ops for s in op.steps), self.wafer)
+
+    @cached_property
     def data_cost(self) -> Cost:
         """On the critical path: from the stage's input to its output."""
         return sum((cost(s, self.wafer) for op in self.ops if not op.control for s in op.steps), Cost())
 
 
 def tile_stage(stage: Stage, roles: Roles, grid: Grid, wafer: Wafer, strategy: Strategy = WSC) -> TiledStage:
-    """Tile a stage onto a region of `grid` PEs."""
-    return _Tiler(stage, roles, Where(grid, wafer, strategy)).run()
+    """Tile a stage onto a region of `grid` PEs. Its collectives are the cheapest that the wafer's colors allow all
+    together: while they take too many, each is chosen under a smaller budget of its own."""
+    budget = int(wafer.colors)
+    tiled = _Tiler(stage, roles, Where(grid, wafer, strategy)).run()
+    while tiled.colors > wafer.colors and budget > 1:
+        budget -= 1
+        tiled = _Tiler(stage, roles, Where(grid, replace(wafer, colors=budget), strategy)).run()
+        tiled.wafer = wafer
+    return tiled
 
 
 class _Tiler:
