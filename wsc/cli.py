@@ -189,9 +189,10 @@ def hardware_(
     if as_json:
         print(json.dumps(rows))
         return
-    table = Table("number", "value", "unit", "kind", "source")
+    table = Table("number", "value", "unit", "seen", "kind", "source")
     for r in rows:
-        table.add_row(r["name"], f"{r['value']:,.6g}", r["unit"], r["kind"], r["source"])
+        seen = "" if r["range"] is None else " to ".join(f"{n:,.4g}" for n in r["range"])
+        table.add_row(r["name"], f"{r['value']:,.6g}", r["unit"], seen, r["kind"], r["source"])
     out.print(table)
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from rich.console import Console, Group
 from rich.table import Table
 
+from wsc.machine import baselines
 from wsc.machine.published import MEASUREMENTS, Measurement
 from wsc.machine.wafer import WSE2, Wafer
 from wsc.runtime.telemetry import Telemetry
-from wsc.validate import timed_layer
+from wsc.validate import decode_bytes, timed_layer
 
 # Constants of WSE-2 that were fitted, with the group of rows they were fitted to.
 FITTED = {"transcendental_cycles": "decode"}
@@ -46,7 +47,7 @@ class Refit:
     __repr__ = __str__
 
     def __rich__(self) -> Group:
-        constants = Table("constant", "in the code", "fitted", title="Fitted constants: WSE-2, WaferLLM's rows")
+        constants = Table("constant", "in the code", "fitted", title="Fitted constants")
         for name, (now, found) in self.constants.items():
             constants.add_row(name, f"{now:.2f}", f"{found:.2f}")
         rows = Table("row", "residual", "with its model left out", title="Residuals, percent")
@@ -68,7 +69,14 @@ def refit() -> Refit:
         others, own = ([m for m in rows if (m.setting[1] == model) == mine] for mine in (False, True))
         left_out[model] = _fit(names, others, own)[1]
     now = {n: (float(getattr(WSE2, n)), float(v)) for n, v in zip(names, constants, strict=True)}
+    found = baselines.fit_gpu([(*decode_bytes(m.setting[4]), m.setting[3], m.value) for m in MEASUREMENTS if _gpu(m)])
+    now["efficiency of an H100"] = baselines.H100.efficiency, found[0]
+    now["us a sequence of an H100"] = 1e6 * baselines.H100.sequence_seconds, 1e6 * found[1]
     return Refit(now, residuals, left_out)
+
+
+def _gpu(m: Measurement) -> bool:
+    return m.group == "GPUs" and "efficiency" in m.fits
 
 
 def _fit(

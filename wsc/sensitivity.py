@@ -60,8 +60,8 @@ def sensitivity(exe: Executable) -> Sensitivity:
 
     >>> import jax.numpy as jnp, wsc
     >>> exe = wsc.compile(lambda w, x: x @ w, jnp.ones((64, 32)), jnp.ones((1, 64)), weight_argnums=0)
-    >>> round(sensitivity(exe).as_dict()["clock_hz"], 2)          # the rest waits for the host
-    -1.0
+    >>> sensitivity(exe).as_dict()["clock_hz"] < 0               # a faster clock takes less time
+    True
     """
     wafer = exe.program.wafer
     names = tuple(f.name for f in dataclasses.fields(Wafer) if f.name not in _COUNTED)

@@ -255,14 +255,17 @@ def _service(model: str, wafers: int) -> tuple[float, str]:
     )
 
 
-def _gpu(name: str, chips: int, batch: int, context: int) -> float:
+def decode_bytes(context: int) -> tuple[int, int]:
+    """16-bit weights of Llama-3-8B, and its cache of `context` tokens."""
     from wsc.models.config import config
 
     c = config("llama-3-8b")
-    kv = 2 * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * context
-    served = baselines.decode(
-        baselines.ACCELERATORS[name], 2 * c.parameters, kv, 2 * c.parameters, batch, chips, c.num_hidden_layers
-    )
+    return 2 * c.parameters, 2 * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * context
+
+
+def _gpu(name: str, chips: int, batch: int, context: int) -> float:
+    weights, cache = decode_bytes(context)
+    served = baselines.decode(baselines.ACCELERATORS[name], weights, cache, weights, batch, chips, layers=32)
     return served.tokens_per_second_per_user
 
 

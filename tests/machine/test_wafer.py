@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from wsc.machine.wafer import KINDS, WAFERS, WSE2, WSE3, Wafer, _number
+from wsc.machine.wafer import KINDS, WAFERS, WSE2, WSE3, Wafer, number
 
 
 def test_published_totals():
@@ -32,7 +32,7 @@ def test_every_number_has_unit_kind_and_source(wafer):
 
 def test_a_kind_that_does_not_exist():
     with pytest.raises(ValueError, match="guessed"):
-        _number(1, "B", "guessed", "nowhere")
+        number(1, "B", "guessed", "nowhere")
 
 
 def test_lanes_by_element_size():
@@ -49,7 +49,7 @@ def test_a_wafer_is_a_value_and_a_pytree():
         WSE3.rows = 3
 
 
-def test_vmap_over_a_hardware_number():
+def test_vmap_over_a_hardwarenumber():
     clocks = jax.numpy.array([1.0e9, 2.0e9])
     peaks = jax.vmap(lambda hz: dataclasses.replace(WSE3, clock_hz=hz).peak_sram_bytes_per_second)(clocks)
     assert peaks[1] == pytest.approx(2 * peaks[0])

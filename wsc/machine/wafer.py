@@ -15,11 +15,11 @@ from wsc.errors import ArgumentError
 KINDS = ("published", "measured", "derived", "fitted", "assumed")
 
 
-def number(default, unit: str, kind: str, source: str):
-    """A field of hardware that carries its unit, kind and source."""
+def number(default, unit: str, kind: str, source: str, seen: tuple[float, float] | None = None):
+    """A field of hardware that carries its unit, kind and source, and the range `seen` where sources differ."""
     if kind not in KINDS:
         raise ValueError(kind)
-    return field(default=default, metadata={"unit": unit, "kind": kind, "source": source})
+    return field(default=default, metadata={"unit": unit, "kind": kind, "source": source, "range": seen})
 
 
 @jax.tree_util.register_dataclass
@@ -36,7 +36,7 @@ class Wafer:
     name: str = field(default="custom", metadata={"static": True})
     columns: int = number(755, "PEs", "published", "usable program rectangle, vendor SDK: 762 x 1172 less the border")
     rows: int = number(1170, "PEs", "published", "usable program rectangle, vendor SDK: 762 x 1172 less the border")
-    clock_hz: float = number(0.875e9, "Hz", "published", "vendor SDK default for WSE-3")
+    clock_hz: float = number(0.875e9, "Hz", "published", "vendor SDK default for WSE-3", (0.85e9, 1.1e9))
 
     sram_bytes: int = number(49152, "B/PE", "published", "48 KB a PE, 8 banks x 6 KB")
     sram_bytes_per_cycle: float = number(24.0, "B/PE/cycle", "published", "two 64-bit reads and one 64-bit write")
@@ -54,27 +54,33 @@ class Wafer:
     )
     conflict32: float = number(0.0, "pass/pass", "measured", "as conflict16 in 32 bits; WSE-3 shows none")
     issue_cycles: float = number(1.0, "cycles", "measured", "vector instruction: 1 + ceil(length / lanes)")
-    map_cycles: float = number(5.4, "cycles", "measured", "a call in a hardware map: 16-bit FMAC of 8 in 8.4 to 8.7")
+    map_cycles: float = number(
+        5.4, "cycles", "measured", "a call in a hardware map: 16-bit FMAC of 8 elements in 8.4 to 8.7", (0.0, 6.4)
+    )
     loop_cycles: float = number(21.0, "cycles", "measured", "around one vector instruction outside a map, local GEMM")
     nest_cycles: float = number(43.0, "cycles", "measured", "around a loop or map within a loop, stock SUMMA")
-    task_cycles: float = number(10.0, "cycles", "measured", "one task switch, 10 to 30 seen")
+    task_cycles: float = number(10.0, "cycles", "measured", "one task switch", (10.0, 30.0))
     transcendental_cycles: float = number(
         31.0,
         "cycles",
         "fitted",
         "scalar exp, one element: WaferLLM, 9 decode rows, whose exp is a short polynomial; silu is exp and division",
+        (31.0, 115.0),
     )
     division_cycles: float = number(50.0, "cycles", "measured", "software float division, one element")
 
-    hop_cycles: float = number(1.0, "cycles", "published", "router to router")
+    hop_cycles: float = number(1.0, "cycles", "published", "router to router", (1.0, 2.0))
     deliver_cycles: float = number(
         2.0,
         "cycles",
         "measured",
         "a hop into a router that forwards and delivers: a simulator log shows 2 between neighbours of a multicast, "
         "and WaferLLM's decode rows need it; the HPDC 2024 model takes 1",
+        (1.0, 2.0),
     )
-    ramp_cycles: float = number(2.0, "cycles", "measured", "T_R of the HPDC 2024 reduce model, each way")
+    ramp_cycles: float = number(
+        2.0, "cycles", "measured", "T_R of the HPDC 2024 reduce model, each way; 7 in older texts", (2.0, 7.0)
+    )
     link_wavelets_per_cycle: float = number(1.0, "1/cycle", "published", "width of a link, each way, in wavelets")
     background_wavelets_per_cycle: float = number(
         0.5, "1/cycle", "measured", "stock SUMMA: 392 words received in the background in 765 cycles"
@@ -94,7 +100,7 @@ class Wafer:
     )
 
     idle_watts: float = number(16100.0, "W", "measured", "a CS-2 system, idle; taken for WSE-3 too")
-    busy_watts: float = number(23000.0, "W", "published", "a CS-3 system, 23 to 25 kW; a CS-2 measured 22.8 kW")
+    busy_watts: float = number(23000.0, "W", "published", "a CS-3 system; a CS-2 measured 22.8 kW", (15e3, 25e3))
     pe_joules_per_cycle: float = number(27e-12, "J", "derived", "30 mW peak a core at 1.1 GHz")
     hop_joules_per_bit: float = number(0.1e-12, "J", "published", "die-to-die on the wafer; taken for every hop")
     dollars_per_hour: float = number(42.0, "$/h", "assumed", "a rent that one cost model takes; none is published")

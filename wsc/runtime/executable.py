@@ -18,6 +18,9 @@ from wsc.runtime.report import Report
 from wsc.runtime.telemetry import Telemetry
 
 
+LPU_BYTES = 20e9  # an LPU's one published row is of 16 GB of weights, held in 8 bits; it does not carry much further
+
+
 @dataclass(frozen=True)
 class MemoryStats:
     """Bytes over all PEs, with the names of JAX's `memory_analysis()` first.
@@ -122,6 +125,8 @@ class Executable:
             )
             chips = (baselines.H100, baselines.H200, baselines.A100, baselines.B200)
             found += [baselines.decode(chip, weights, state, flops, batch, None, layers) for chip in chips]
+            if weights <= LPU_BYTES:
+                found.append(baselines.decode(baselines.GROQ_LPU, weights / 2, state, flops, batch, None, layers))
         return tuple(found)
 
     def memory_analysis(self) -> MemoryStats:

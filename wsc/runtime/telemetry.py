@@ -153,6 +153,7 @@ class Telemetry:
             "cycles_per_layer": self.cycles_per_layer,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
+            "tokens_per_second_ideal": self.tokens_per_second * self.cycles / max(1e-9, self.cycles - path.contention),
             "cycles_latency": path.latency,
             "cycles_serial": path.serial,
             "cycles_arithmetic": path.arithmetic,
