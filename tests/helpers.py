@@ -10,10 +10,48 @@ import numpy as np
 import wsc
 from wsc.lowering import jaxapi
 from wsc.lowering.layout import Layout
+from wsc.machine import steps
+from wsc.machine.collectives import REDUCES, ways
 from wsc.runtime.execute import as_function
 from wsc.runtime.reference import interpret
 
 CODE = 1024
+
+
+# One step of each kind at least, and of each way to do it.
+COMPUTES = (
+    steps.Compute("fmac", 10, 64, 2, 1280, 5, maps=2, conflict=1.0),
+    steps.Compute("fmac", 10, 64, 4, 1280, 5, conflict=0.25),
+    steps.Compute("vector", 2, 48, 2, 96, 5, bare=True),
+    steps.Compute("vector", 2, 48, 4, 96, 5),
+    steps.Compute("sum", 1, 30, 4, 30, 5),
+    steps.Compute("divide", 1, 3, 4, 3, 5),
+    steps.Compute("transcendental", 1, 7, 2, 7, 5),
+)
+SHIFT = steps.Shift(3, 20, 60, 2, 10)
+FABRIC = (
+    steps.Multicast(40, 80, 20, 3),
+    *(steps.Reduce(name, 40, 39, 20, 3) for name in REDUCES),
+    *(steps.AllReduce(name, 40, 39, 20, 3, shape) for name, shape in ways(40, 20)),
+    steps.AllReduce("k_level", 40, 39, 20, 3, (8,), after=15),
+    steps.AllReduce("ring", 40, 39, 20, 3),
+    SHIFT,
+    steps.Move(10, 21, 4),
+)
+STEPS = (
+    *COMPUTES,
+    *FABRIC,
+    steps.Rounds(6, COMPUTES[:1], (SHIFT,), transfers=4, tasks=4),  # computing takes longer
+    steps.Rounds(6, COMPUTES[2:3], (steps.Shift(3, 400, 1200, 2, 400),), transfers=2, tasks=1),  # passing on does
+    steps.HostLink(10**6),
+    steps.WaferLink(10**6),
+)
+
+
+def step_name(step: steps.Step) -> str:
+    """What tells one of STEPS from the others, to name a test."""
+    at = next((str(i) for i, s in enumerate(STEPS) if s is step), "")
+    return "-".join(filter(None, (at, type(step).__name__, getattr(step, "kind", getattr(step, "algorithm", "")))))
 
 
 def small(rows: int = 12, columns: int = 10, usable: int = 1024, **changes) -> wsc.Wafer:

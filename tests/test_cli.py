@@ -110,3 +110,42 @@ def test_debug_shows_the_traceback():
     found = command("--debug", "compile", "llama-3.2-1b", "--wafer", "wse9")
     assert found.returncode == 1
     assert "Traceback" in found.stderr and "ArgumentError" in found.stderr
+
+
+def test_validate_json_and_group():
+    found = json.loads(invoke("validate", "--group", "collectives", "--group", "GPUs", "--json"))
+    assert found["passed"] is True
+    assert set(found["groups"]) == {"collectives", "GPUs"}
+    assert all(row["source"] for row in found["rows"])
+
+
+def test_validate_writes_a_plot(tmp_path):
+    assert "held out" in invoke("validate", "--group", "single PE", "--plot", str(tmp_path / "out.png"))
+    assert (tmp_path / "out.png").stat().st_size > 1000
+
+
+def test_validate_fails_over_a_bar(monkeypatch):
+    from wsc.machine.published import BARS
+
+    monkeypatch.setitem(BARS, "GPUs", (0.1, 0.1))
+    assert RUN.invoke(app, ["validate", "--group", "GPUs"]).exit_code == 1
+
+
+def test_sensitivity_json(tiny):
+    found = json.loads(invoke("sensitivity", str(tiny), "--context", "64", "--json"))
+    assert found["clock_hz"] < 0 < found["loop_cycles"]
+    assert "context 64" in found["conditions"]
+
+
+def test_hardware_lists_every_number_with_its_source():
+    rows = json.loads(invoke("hardware", "wse2", "--json"))
+    assert {"clock_hz", "deliver_cycles", "loop_cycles"} <= {r["name"] for r in rows}
+    assert all(r["unit"] and r["kind"] and r["source"] for r in rows)
+    assert "software float division" in invoke("hardware").replace("\n", " ")
+
+
+def test_compile_as_waferllm_does(tiny):
+    args = ["compile", str(tiny), "--strategy", "waferllm", "--grid", "8", "--context", "64", "--wafer", "wse2"]
+    found = json.loads(invoke(*args, "--json"))
+    assert "as WaferLLM times it on 8 x 8 PEs" in found["conditions"]
+    assert found["cycles_per_layer"] > 0

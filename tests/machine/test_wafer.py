@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import pytest
 
+from wsc.errors import ArgumentError
 from wsc.machine.wafer import KINDS, WAFERS, WSE2, WSE3, Wafer, number
 
 
@@ -27,7 +28,7 @@ def test_every_number_has_unit_kind_and_source(wafer):
     for row in rows:
         assert row["kind"] in KINDS
         assert row["unit"] and len(row["source"]) > 10
-        assert row["value"] == getattr(wafer, row["name"]) > 0
+        assert row["value"] == getattr(wafer, row["name"]) >= 0
 
 
 def test_a_kind_that_does_not_exist():
@@ -35,9 +36,62 @@ def test_a_kind_that_does_not_exist():
         number(1, "B", "guessed", "nowhere")
 
 
-def test_lanes_by_element_size():
-    assert [WSE3.fmac_per_cycle(n) for n in (1, 2, 4)] == [4, 4, 1]
-    assert [WSE3.vector_per_cycle(n) for n in (1, 2, 4)] == [8, 8, 2]
+def test_a_number_that_differs_has_a_source_of_its_own():
+    """Else the table would give WSE-3's source for a number of WSE-2."""
+    two, three = ({r["name"]: r for r in w.sources()} for w in (WSE2, WSE3))
+    for name in two:
+        if two[name]["value"] != three[name]["value"]:
+            told = two[name]["source"]
+            assert told != three[name]["source"] or "WSE-2" in told or name == "fabric_inputs", name
+
+
+@pytest.mark.parametrize(
+    ("kind", "itemsize", "two", "three"),
+    [
+        ("fmac", 2, 4, 8),
+        ("fmac", 4, 1, 1),
+        ("vector", 1, 4, 8),
+        ("vector", 2, 4, 8),
+        ("vector", 4, 2, 2),
+        ("sum", 2, 1, 1),
+    ],
+)
+def test_lanes_by_kind_and_element_size(kind, itemsize, two, three):
+    """Published: 4 and 8 lanes of 16 bits, 2 of 32, one 32-bit multiply-accumulate; one accumulator takes one a cycle."""
+    assert (WSE2.lanes(kind, itemsize), WSE3.lanes(kind, itemsize)) == (two, three)
+
+
+def test_bank_conflicts_by_generation():
+    """5,124 products in 32 bits took 10,254 cycles on a WSE-2; WSE-3 shows none in 32 bits."""
+    assert (WSE2.conflict(4), WSE3.conflict(4), WSE3.conflict(2)) == (1, 0, 1)
+
+
+def test_a_relay_is_two_ramps_and_an_instruction():
+    assert WSE3.relay_cycles == WSE2.relay_cycles == 2 * 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lanes16": 0}, "lanes16 of a wafer is 0"),
+        ({"clock_hz": -1.0}, "clock_hz of a wafer is -1.0 Hz: it must be a finite number above 0"),
+        ({"link_wavelets_per_cycle": 0.0}, "link_wavelets_per_cycle"),
+        ({"hop_cycles": -0.5}, "hop_cycles"),
+        ({"loop_cycles": float("nan")}, "loop_cycles"),
+        ({"host_bytes_per_second": float("inf")}, "host_bytes_per_second"),
+        ({"rows": 2.5}, "rows of a wafer is 2.5 PEs: it must be a whole number"),
+        ({"colors": 0}, "colors"),
+        ({"sram_bytes": 10_000}, "10000 B of SRAM do not hold its 14848 B of code"),
+    ],
+)
+def test_numbers_that_no_wafer_has(changes, message):
+    with pytest.raises(ArgumentError, match=message):
+        dataclasses.replace(WSE3, **changes)
+
+
+def test_what_costs_nothing_may_be_nothing():
+    free = {"hop_cycles": 0.0, "map_cycles": 0.0, "conflict16": 0.0, "link_seconds": 0.0, "dollars_per_hour": 0.0}
+    assert dataclasses.replace(WSE3, **free).hop_cycles == 0
 
 
 def test_a_wafer_is_a_value_and_a_pytree():
