@@ -141,7 +141,7 @@ def test_hardware_lists_every_number_with_its_source():
     rows = json.loads(invoke("hardware", "wse2", "--json"))
     assert {"clock_hz", "deliver_cycles", "loop_cycles"} <= {r["name"] for r in rows}
     assert all(r["unit"] and r["kind"] and r["source"] for r in rows)
-    assert "software float division" in invoke("hardware").replace("\n", " ")
+    assert "published" in invoke("hardware")
 
 
 def test_compile_as_waferllm_does(tiny):

@@ -90,7 +90,7 @@ def test_from_both_ends_to_the_middle():
 
 
 def test_a_wafers_own_costs():
-    """Hops of 3 cycles, deliveries of 4, ramps of 6 and half the width: each part of a chain and a multicast by hand."""
+    """Hops of 3 cycles, deliveries of 4, ramps of 6 and half the width: a chain and a multicast by hand."""
     wafer = replace(WSE3, hop_cycles=3.0, deliver_cycles=4.0, ramp_cycles=6.0, link_wavelets_per_cycle=0.5)
     c = Costs.of(wafer)
     assert c == Costs(hop=3.0, deliver=4.0, relay=13.0, setup=WSE3.loop_cycles, width=0.5)

@@ -57,7 +57,7 @@ def test_a_number_that_differs_has_a_source_of_its_own():
     ],
 )
 def test_lanes_by_kind_and_element_size(kind, itemsize, two, three):
-    """Published: 4 and 8 lanes of 16 bits, 2 of 32, one 32-bit multiply-accumulate; one accumulator takes one a cycle."""
+    """Published: 4 and 8 lanes of 16 bits, 2 of 32, one 32-bit multiply-accumulate; one accumulator takes 1."""
     assert (WSE2.lanes(kind, itemsize), WSE3.lanes(kind, itemsize)) == (two, three)
 
 

@@ -5,6 +5,7 @@ import pytest
 from helpers import normal, small
 
 import wsc
+from wsc.machine.collectives import ways
 from wsc.runtime.reference import interpret, reduce_line
 
 
@@ -16,12 +17,31 @@ class Spelled(str):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "expected"),
-    [("chain", "(a(b(c(de))))"), ("tree", "(((ab)(cd))e)"), ("two_phase", "((ab)((cd)e))")],
+    ("algorithm", "shape", "expected"),
+    [
+        ("chain", (), "(a(b(c(de))))"),
+        ("tree", (), "(((ab)(cd))e)"),
+        ("two_phase", (), "((ab)((cd)e))"),
+        ("star", (), "((((ab)c)d)e)"),
+        ("generated", (1,), "((((ab)c)d)e)"),
+        ("generated", (4,), "(a(b(c(de))))"),
+        ("centre_chain", (), "((c(de))(ba))"),
+        ("centre_star", (), "((((cd)e)b)a)"),
+        ("k_level", (3,), "((ed)((bc)a))"),
+    ],
 )
-def test_order_of_five_pes(algorithm, expected):
-    """Groups of two in the two-phase reduce of five PEs."""
-    assert reduce_line([Spelled(c) for c in "abcde"], algorithm) == expected
+def test_order_of_five_pes(algorithm, shape, expected):
+    """Groups of two in the two-phase reduce of five PEs; of three, and their two roots, in the two levels."""
+    assert reduce_line([Spelled(c) for c in "abcde"], algorithm, shape) == expected
+
+
+@pytest.mark.parametrize("pes", range(2, 41))
+def test_every_way_takes_in_each_pe_once(pes):
+    letters = [chr(ord("A") + i) for i in range(pes)]
+    for name, shape in {way for wavelets in (1, 64, 4096) for way in ways(pes, wavelets)}:
+        found = reduce_line([Spelled(c) for c in letters], name, shape)
+        assert sorted(found.replace("(", "").replace(")", "")) == letters, (name, shape)
+        assert found.count("(") == pes - 1
 
 
 def test_a_product_cut_both_ways_is_the_float64_product():

@@ -57,8 +57,9 @@ def children(pes: int, depth: int) -> tuple[tuple[int, ...], ...]:
     >>> children(4, 2)          # 1 and 2 send to 0, 3 to 2
     ((1, 2), (), (3,), ())
     """
-    split = _grown(pes)[1]
-    energy = _grown(pes)[0]
+    if depth >= pes - 1:
+        return (*(((i + 1,)) for i in range(pes - 1)), ())
+    energy, split = _grown(pes)
     found: list[list[int]] = [[] for _ in range(pes)]
     todo = [(0, pes, depth)]
     while todo:

@@ -13,6 +13,7 @@ from wsc.machine import reduce_tree
 from wsc.machine.collectives import group_size, k_levels
 
 UNROLLED = 64  # longer chains run as a loop, so that the program text stays short
+WIDE = 1 << 13  # elements a PE from which memory decides the time, not the number of operations
 
 
 def chain(parts: jax.Array) -> jax.Array:
@@ -49,29 +50,59 @@ def star(parts: jax.Array) -> jax.Array:
     return chain(parts[::-1])
 
 
-def generated(parts: jax.Array, depth: int) -> jax.Array:
-    """The tree of that depth: in every round all sums whose operands are there are taken at once."""
-    pes = parts.shape[0]
-    if depth >= pes - 1:
-        return chain(parts)
-    for taking, giving in _rounds(pes, depth):
-        parts = parts.at[taking].set(parts[taking] + parts[giving])
+def generated(parts: jax.Array, depth: int, root: int = 0) -> jax.Array:
+    """The tree of that depth on the PEs after `root`, and on those before it. In every round all sums whose operands are
+    there are taken at once, and the PEs whose sum was taken in are gone."""
+    if parts[0].size >= WIDE and parts.shape[0] <= UNROLLED:  # one pass over memory
+        return _unrolled(parts, _tree(parts.shape[0], depth, root), root)
+    for own, other, adds in _rounds(parts.shape[0], depth, root):
+        held = parts[own]
+        mask = adds.reshape(-1, *(1,) * (parts.ndim - 1))
+        parts = held + parts[other] if adds.all() else jnp.where(mask, held + parts[other], held)
     return parts[0]
 
 
+def _tree(pes: int, depth: int, root: int) -> list[list[int]]:
+    """From whom each PE takes in, in order: the root the PEs after it, then those before it."""
+    found: list[list[int]] = [[] for _ in range(pes)]
+    for size, step in ((pes - root, 1), (root + 1, -1)):
+        if size > 1:
+            for pe, children in enumerate(reduce_tree.children(size, min(depth, size - 1))):
+                found[root + step * pe] += [root + step * c for c in children]
+    return found
+
+
+def _unrolled(parts: jax.Array, tree: list[list[int]], pe: int) -> jax.Array:
+    total = parts[pe]
+    for child in tree[pe]:
+        total = total + _unrolled(parts, tree, child)
+    return total
+
+
 @lru_cache(maxsize=1024)
-def _rounds(pes: int, depth: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(PEs that add, PEs whose sum they add) round by round: a PE adds its children in order, each when it is whole."""
-    tree = reduce_tree.children(pes, depth)
-    ready = np.zeros(pes, int)  # the round after which a PE's sum is whole
-    pairs: dict[int, list[tuple[int, int]]] = {}
-    for pe in reversed(range(pes)):
+def _rounds(pes: int, depth: int, root: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Round by round, for every PE that stays: where its sum is among those left, whose sum it takes in, and whether it
+    takes one in at all. A PE adds its children in order, each when it is whole; the root comes first among those left."""
+    tree = _tree(pes, depth, root)
+    order = [root, *range(root + 1, pes), *range(root - 1, -1, -1)]
+    whole = np.zeros(pes, int)  # the round after which a PE's sum is whole
+    pairs: dict[int, dict[int, int]] = {}
+    for pe in sorted(range(pes), key=lambda pe: -abs(pe - root)):
         at = 0
         for child in tree[pe]:
-            at = max(at, int(ready[child])) + 1
-            pairs.setdefault(at, []).append((pe, child))
-        ready[pe] = at
-    return [(np.array([p for p, _ in pairs[r]]), np.array([c for _, c in pairs[r]])) for r in sorted(pairs)]
+            at = max(at, int(whole[child])) + 1
+            pairs.setdefault(at, {})[pe] = child
+        whole[pe] = at
+    left, found = list(range(pes)), []
+    for r in sorted(pairs):
+        given = set(pairs[r].values())
+        stay = [pe for pe in (order if r == min(pairs) else left) if pe not in given]
+        at = {pe: i for i, pe in enumerate(left)}
+        own = np.array([at[pe] for pe in stay])
+        other = np.array([at[pairs[r].get(pe, pe)] for pe in stay])
+        found.append((own, other, np.array([pe in pairs[r] for pe in stay])))
+        left = stay
+    return found
 
 
 def k_level(parts: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
@@ -103,7 +134,9 @@ def reduce_in_order(parts: jax.Array, algorithm: str, shape: tuple[int, ...] = (
     if parts.shape[0] == 1:
         return parts[0]
     if algorithm == "generated":
-        return generated(parts, shape[0])
+        return chain(parts) if shape[0] >= parts.shape[0] - 1 else generated(parts, shape[0])
+    if algorithm == "centre_generated" and shape[0] < parts.shape[0] // 2:
+        return generated(parts, shape[0], parts.shape[0] // 2)
     if algorithm == "k_level":
         return k_level(parts, shape)
     if algorithm.startswith("centre_"):
