@@ -55,7 +55,7 @@ llama.report()
 # %% [markdown]
 # ## Where the time goes
 #
-# Most of it is not arithmetic: it is waiting for sums to cross hundreds of PEs.
+# Most of it is not arithmetic: it is sums that cross hundreds of PEs, and instructions that have to be prepared.
 
 
 # %%

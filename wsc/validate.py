@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -115,8 +115,8 @@ class Validation:
 
     __repr__ = __str__
 
-    def plot(self, path: str | Path) -> None:
-        """Predicted against measured, both axes logarithmic, as a picture file. Needs matplotlib."""
+    def plot(self, path: str | Path | IO[bytes]) -> None:
+        """Predicted against measured, both axes logarithmic, as a picture. Needs matplotlib."""
         try:
             from matplotlib.figure import Figure
         except ImportError as error:

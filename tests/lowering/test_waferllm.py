@@ -124,8 +124,8 @@ def test_groups_elsewhere_come_out_even(p):
 
 
 def test_published_kv_capacity():
-    """8B on 360 x 360: 382 tokens where one row fills up, 137,548 where rows are shifted. Six squares lie in the 850,000
-    advertised cores."""
+    """8B on 360 x 360: 382 tokens where one row fills up, 137,548 where rows are shifted. Of the 850,000 advertised
+    cores six squares are made."""
     config = Llama.abstract("llama-3-8b").config
     pes = 850_000
     appended, shifted = (waferllm.kv_tokens(config, 360, 49_152, pes, shifted) for shifted in (False, True))
