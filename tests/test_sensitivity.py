@@ -5,9 +5,9 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from helpers import normal, small
 
 import wsc
-from helpers import normal, small
 from wsc.errors import ArgumentError
 
 

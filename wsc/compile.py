@@ -111,7 +111,7 @@ def _check_options(wafer: Any, order: str, wafers, context, batch, prefill_chunk
     for name, value in (("wafers", wafers), ("context", context), ("batch", batch), ("prefill_chunk", prefill_chunk)):
         if (value is not None or name != "wafers") and (not isinstance(value, int) or value < 1):
             raise ArgumentError(f"{name} is {value!r}: it must be a whole number of at least 1")
-    if prefill_chunk > context:
+    if prefill_chunk > context and strategy == WSC.name:
         raise ArgumentError(f"prefill_chunk is {prefill_chunk}, more than the context of {context}: make it smaller")
     if strategy not in STRATEGIES:
         raise ArgumentError(f"strategy is {strategy!r}: it must be one of {', '.join(STRATEGIES)}")

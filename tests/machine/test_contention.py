@@ -86,7 +86,8 @@ def slow(messages: list[Message]) -> list[float]:
 def test_alone_is_the_closed_form_of_a_multicast():
     for span, wavelets in ((1, 1), (4, 100)):
         transfer = transfer_times([along(0, span, wavelets)], GRID)
-        assert transfer.ideal == transfer.contended == sum(collectives.multicast(span + 1, wavelets, span, RELAY))
+        alone = collectives.multicast(collectives.Line(span + 1, wavelets, span))
+        assert transfer.ideal == transfer.contended == alone.cycles
         assert not transfer.congested and transfer.slowdown == 1
 
 

@@ -91,7 +91,7 @@ def multicast(line: Line, c: Costs = Costs()) -> Form:  # noqa: B008 - a tuple
     if line.pes <= 1:
         return NOTHING
     passing = line.span - (line.pes - 1)
-    latency = passing * c.hop + (line.pes - 1) * c.deliver + c.relay
+    latency = passing * c.hop + (line.pes - 1) * maximum(c.hop, c.deliver) + c.relay
     return Form(latency, line.wavelets / c.width, c.setup, line.wavelets, line.wavelets * line.span, 1)
 
 
@@ -173,7 +173,7 @@ def all_reduce(algorithm: str, line: Line, c: Costs = Costs(), shape: tuple[int,
         spacing = line.span / (pes - 1)
         latency = (4 * pes - 6) * spacing * c.hop + 2 * (pes - 1) * c.relay
         sent = 2 * (pes - 1) * line.wavelets
-        return Form(latency, 2 * (pes - 1) * b / pes, 2 * c.setup, sent, 2 * sent * spacing, 4)
+        return Form(latency, 2 * (pes - 1) * b / pes, 2 * (pes - 1) * c.setup, sent, 2 * sent * spacing, 4)
     if algorithm == "k_level":
         return _k_level(line, c, shape)
     if not algorithm.startswith("centre_"):
@@ -221,8 +221,8 @@ def k_levels(pes: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def ways(pes: int, wavelets: float) -> list[tuple[str, tuple[int, ...]]]:
-    """(algorithm, shape) of every all-reduce that a program may choose. The ring is not among them: it never wins, and
-    adds every part of the data in another order."""
+    """(algorithm, shape) of every all-reduce that a program may choose. The ring is not among them: it adds
+    every part of the data in another order, and is the cheapest only from some 4 P^2 wavelets."""
     found: list[tuple[str, tuple[int, ...]]] = []
     for prefix, line in (("centre_", pes // 2 + 1), ("", pes)):
         found += [(prefix + name, ()) for name in REDUCES if name != "generated"]

@@ -164,12 +164,9 @@ def _compute(step: Compute, wafer: Wafer) -> Cost:
 def _rounds(step: Rounds, wafer: Wafer) -> Cost:
     """The longer of computing and passing on counts; work, traffic and bytes are those of both."""
     compute = sum((cost(s, wafer) for s in step.compute), Cost())
-    fabric = sum((cost(s, wafer) for s in step.fabric), Cost())
-    fabric = dataclasses.replace(
-        fabric,
-        serial=fabric.serial * wafer.link_wavelets_per_cycle / wafer.background_wavelets_per_cycle,
-        overhead=0.0,
-    )
+    width = -maximum(-wafer.link_wavelets_per_cycle, -wafer.background_wavelets_per_cycle)
+    behind = dataclasses.replace(wafer, link_wavelets_per_cycle=width)  # passing on happens in the background
+    fabric = dataclasses.replace(sum((cost(s, behind) for s in step.fabric), Cost()), overhead=0.0)
     computes = compute.cycles >= fabric.cycles
     times = {name: where(computes, getattr(compute, name), getattr(fabric, name)) for name in _TIMES}
     starting = step.transfers * wafer.loop_cycles + step.tasks * wafer.task_cycles

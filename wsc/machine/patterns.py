@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from wsc.errors import ArgumentError
 from wsc.machine import reduce_tree
-from wsc.machine.collectives import REDUCES, Costs, Form, Line, all_reduce, multicast, reduce, ways
+from wsc.machine.collectives import NOTHING, REDUCES, Costs, Form, Line, all_reduce, multicast, reduce, ways
 from wsc.machine.wafer import WSE3, Wafer
 
 PATTERNS = ("multicast", "reduce", "all_reduce", "shift", "exchange", "gather", "scatter", "all_to_all")
@@ -52,16 +52,13 @@ def choose(
     """
     if pattern not in PATTERNS:
         raise ArgumentError(f"no pattern named {pattern!r}: there are {', '.join(PATTERNS)}")
-    sizes = (pes,) if isinstance(pes, int) else tuple(pes)
-    if (
-        any(not isinstance(n, int) or n < 1 for n in sizes)
-        or len(sizes) != (1 if isinstance(pes, int) else 2)
-        or wavelets < 0
-        or distance < 1
-    ):
+    sizes = tuple(pes) if isinstance(pes, tuple | list) else (pes,)
+    good = all(isinstance(n, int) and n >= 1 for n in (*sizes, distance))
+    good &= len(sizes) == (2 if isinstance(pes, tuple | list) else 1)
+    if not good or not isinstance(wavelets, int | float) or not 0 <= wavelets < math.inf:
         raise ArgumentError(
             f"{pattern} of {wavelets} wavelets among {pes} PEs, {distance} apart: sizes and distance must be whole "
-            f"numbers of at least 1 (a rectangle is a pair), wavelets at least 0"
+            f"numbers of at least 1 (a rectangle is a pair), wavelets finite and at least 0"
         )
     free = int(wafer.colors) if colors is None else colors
     costs = Costs.of(wafer) if setup else Costs.of(wafer)._replace(setup=0.0)
@@ -94,7 +91,7 @@ def _line(pattern: str, pes: int, wavelets: float, c: Costs, distance: int) -> l
     if pattern == "shift":
         return [("shift", (), _passing(pes, min(distance, max(1, pes - 1)), wavelets, c))]
     if pattern == "exchange":
-        return [("interleaved", (), _passing(pes, 2, wavelets, c)._replace(colors=3))]
+        return [("interleaved", (), _exchange(pes, wavelets, c))]
     if pattern in ("gather", "scatter"):
         form = reduce("star", line, c)
         return [(pattern, (), form)]
@@ -104,14 +101,24 @@ def _line(pattern: str, pes: int, wavelets: float, c: Costs, distance: int) -> l
 def _passing(pes: int, distance: int, wavelets: float, c: Costs) -> Form:
     """Everyone sends to the PE `distance` hops on; of the messages that share a link all but one wait."""
     if pes <= 1:
-        return Form(0.0, 0.0, 0.0, 0.0, 0.0, 0)
+        return NOTHING
     sent = wavelets * max(0, pes - distance)
-    load = wavelets * min(distance, pes - distance) if distance != 2 else wavelets
+    load = wavelets * min(distance, pes - distance)
     return Form(distance * c.hop + c.relay, load / c.width, 2 * c.setup, sent, sent * distance, min(distance + 1, 4))
+
+
+def _exchange(pes: int, wavelets: float, c: Costs) -> Form:
+    """Everyone to the next of a ring folded onto the line: two hops, and one at either end."""
+    if pes <= 1:
+        return NOTHING
+    far = min(2, pes - 1)
+    return Form(far * c.hop + c.relay, wavelets / c.width, 2 * c.setup, wavelets * pes, wavelets * (2 * pes - 2), 3)
 
 
 def _all_to_all(pes: int, wavelets: float, c: Costs) -> Form:
     """Everyone to everyone at once: the middle link carries what one half has for the other."""
+    if pes <= 1:
+        return NOTHING
     load = wavelets * (pes // 2) * (pes - pes // 2)
     sent = wavelets * pes * (pes - 1)
     return Form((pes - 1) * c.hop + c.relay, load / c.width, 2 * c.setup, sent, sent * (pes + 1) / 3, min(pes, 24))
@@ -119,7 +126,9 @@ def _all_to_all(pes: int, wavelets: float, c: Costs) -> Form:
 
 def _ring_all_to_all(pes: int, wavelets: float, c: Costs) -> Form:
     """In P - 1 rounds of the interleaved ring, everything not yet home going one place on."""
-    rounds = max(0, pes - 1)
+    if pes <= 1:
+        return NOTHING
+    rounds = pes - 1
     moved = wavelets * pes * (pes - 1) / 2
     return Form(rounds * (2 * c.hop + c.relay), moved / c.width, 2 * rounds * c.setup, moved * pes, 2 * moved * pes, 3)
 
@@ -133,7 +142,8 @@ def _rectangle(
     if pattern == "multicast":
         line = Line(rows + columns - 1, wavelets, rows + columns - 2)
         both = multicast(line, c)
-        return [("tree", (), both._replace(latency=both.latency + 1, colors=2, hops=wavelets * (rows * columns - 1)))]
+        colors = (rows > 1) + (columns > 1)
+        return [("tree", (), both._replace(colors=colors, hops=wavelets * (rows * columns - 1)))]
     if pattern == "reduce":
         snake = Line(rows * columns, wavelets, rows * columns - 1)
         options = [
@@ -148,32 +158,23 @@ def _rectangle(
         )
         return [*options, (f"{x[0]} then {y[0]}", x[1] + y[1], x[2].then(y[2]))]
     if pattern == "all_to_all":
-        rows_first = _all_to_all(columns, wavelets * rows, c).then(_all_to_all(rows, wavelets * columns, c))
-        return [("rows then columns", (), rows_first)]
+        along_x = _line("all_to_all", columns, wavelets * rows, c, 1)
+        along_y = _line("all_to_all", rows, wavelets * columns, c, 1)
+        return [(f"{x[0]} then {y[0]}", (), x[2].then(y[2])) for x in along_x for y in along_y]
     return []
 
 
 def _bound(pattern: str, sizes: tuple[int, ...], wavelets: float, c: Costs, distance: int) -> float:
     """Cycles below which no algorithm goes: the way to the farthest, the data through the narrowest place, and of a
-    reduce the published recurrence."""
-    total = math.prod(sizes)
+    reduce on a line the published recurrence."""
+    total, across, b = math.prod(sizes), sum(sizes) - len(sizes), wavelets / c.width
     if total <= 1:
         return 0.0
-    across, b = sum(sizes) - len(sizes), wavelets / c.width
     far = across * c.hop + c.relay
-    if pattern in ("reduce", "all_reduce"):
-        if len(sizes) == 1:
-            bound = reduce_tree.lower_bound(total, b, across * c.hop, c.relay)
-        else:
-            bound = far + b
-        if pattern == "reduce":
-            return bound
-        half = (
-            reduce_tree.lower_bound(total // 2 + 1, b, (total // 2) * c.hop, c.relay)
-            if len(sizes) == 1
-            else far / 2 + b
-        )
-        return max(far + b, half + across // 2 * c.hop + b)
+    if pattern == "reduce" and len(sizes) == 1:
+        return reduce_tree.lower_bound(total, b, across * c.hop, c.relay)
+    if pattern in ("reduce", "all_reduce"):  # all hear of the farthest, and take in as much data as they have
+        return max(far, b + c.relay)
     if pattern == "multicast":
         return far + b
     if pattern == "shift":
@@ -182,5 +183,6 @@ def _bound(pattern: str, sizes: tuple[int, ...], wavelets: float, c: Costs, dist
         return c.hop + c.relay + b
     if pattern in ("gather", "scatter"):
         return max(b * (total - 1), far)
-    narrow = max(sizes)
-    return max(far, b * (total // 2) * (total - total // 2) / (total // narrow), b * (total - 1))
+    longer, shorter = max(sizes), total // max(sizes)
+    through_middle = (longer // 2 * shorter) * ((longer - longer // 2) * shorter) / shorter
+    return max(far, b * through_middle, b * (total - 1))

@@ -5,7 +5,7 @@ sum within d dependent receives, comes from
 
     E*(1, d) = 0,    E*(p, d) = min(E*(p, d-1), min over s of E*(s, d-1) + E*(p-s, d) + (p-s))
 
-where the last s PEs send their sum to the first of the p. No reduce takes less than the minimum over d of
+where the last s PEs send their sum to the first of the p. The published bound of any such tree is the minimum over d of
 `B*E*(P, d)/(P-1) + P - 1 + d*(2*T_R + 1)`; a tree that reaches E* also pays for the wavelets its busiest PE takes in.
 """
 
@@ -46,7 +46,7 @@ def _grown(pes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def least_energy(pes: int) -> np.ndarray:
-    """E*(pes, d) in hops a wavelet, for d = 0, 1, ...; the chain, of depth pes - 1, is not among them."""
+    """E*(pes, d) in hops a wavelet, for d = 0, 1, ...; infinite for d = 0; beyond the last only the chain is left."""
     return _grown(pes)[0][: _depths(pes) + 1, pes]
 
 
@@ -57,6 +57,8 @@ def children(pes: int, depth: int) -> tuple[tuple[int, ...], ...]:
     >>> children(4, 2)          # 1 and 2 send to 0, 3 to 2
     ((1, 2), (), (3,), ())
     """
+    if pes < 1 or depth < min(1, pes - 1):
+        raise ValueError(f"no tree of depth {depth} for {pes} PEs")
     if depth >= pes - 1:
         return (*(((i + 1,)) for i in range(pes - 1)), ())
     energy, split = _grown(pes)
@@ -90,11 +92,13 @@ def best_depth(pes: int, wavelets: float, span: float, relay: float, setup: floa
     >>> best_depth(512, 1, 511, 5), best_depth(512, 1, 511, 5, setup=21), best_depth(512, 4096, 511, 5)
     (3, 3, 511)
     """
+    if pes <= 2:
+        return pes - 1
     energy = least_energy(pes)
-    bound = np.maximum(wavelets, wavelets * energy / (pes - 1) + span) + np.arange(len(energy)) * relay
+    bound = np.maximum(wavelets, wavelets * energy[1:] / (pes - 1) + span) + np.arange(1, len(energy)) * relay
     best, depth = wavelets + span + relay * (pes - 1), pes - 1
-    for d in np.argsort(bound, kind="stable"):
-        if bound[d] >= best:
+    for d in 1 + np.argsort(bound, kind="stable"):
+        if bound[d - 1] >= best:
             break
         taken = degree(pes, int(d)) * (wavelets + setup) - setup
         cycles = max(taken, wavelets * energy[d] / (pes - 1) + span) + d * relay
@@ -104,9 +108,11 @@ def best_depth(pes: int, wavelets: float, span: float, relay: float, setup: floa
 
 
 def lower_bound(pes: int, wavelets: float, span: float, relay: float) -> float:
-    """Cycles that no reduce of `wavelets` from each of `pes` participants goes below."""
+    """Cycles that no reduce of `wavelets` from each of `pes` participants goes below: the published bound, or where it
+    is less, the published form of a star, whose messages follow one another without a gap."""
     if pes <= 1:
         return 0.0
-    energy = least_energy(pes)
-    trees = wavelets * energy / (pes - 1) + span + np.arange(len(energy)) * relay
-    return float(min(trees.min(), wavelets + span + relay * (pes - 1)))
+    energy = least_energy(pes)[1:]
+    trees = wavelets * energy / (pes - 1) + span + np.arange(1, len(energy) + 1) * relay
+    star = max(wavelets * (pes - 1), span) + relay
+    return float(min(trees.min(initial=np.inf), wavelets + span + relay * (pes - 1), star))

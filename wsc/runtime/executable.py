@@ -17,7 +17,6 @@ from wsc.runtime.execute import as_function
 from wsc.runtime.report import Report
 from wsc.runtime.telemetry import Telemetry
 
-
 LPU_BYTES = 20e9  # an LPU's one published row is of 16 GB of weights, held in 8 bits; it does not carry much further
 
 

@@ -51,8 +51,8 @@ def star(parts: jax.Array) -> jax.Array:
 
 
 def generated(parts: jax.Array, depth: int, root: int = 0) -> jax.Array:
-    """The tree of that depth on the PEs after `root`, and on those before it. In every round all sums whose operands are
-    there are taken at once, and the PEs whose sum was taken in are gone."""
+    """The tree of that depth on the PEs after `root`, and on those before it. In every round all sums whose operands
+    are there are taken at once, and the PEs whose sum was taken in are gone."""
     if parts[0].size >= WIDE and parts.shape[0] <= UNROLLED:  # one pass over memory
         return _unrolled(parts, _tree(parts.shape[0], depth, root), root)
     for own, other, adds in _rounds(parts.shape[0], depth, root):
@@ -81,8 +81,8 @@ def _unrolled(parts: jax.Array, tree: list[list[int]], pe: int) -> jax.Array:
 
 @lru_cache(maxsize=1024)
 def _rounds(pes: int, depth: int, root: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Round by round, for every PE that stays: where its sum is among those left, whose sum it takes in, and whether it
-    takes one in at all. A PE adds its children in order, each when it is whole; the root comes first among those left."""
+    """Round by round, for every PE that stays: where its sum is among those left, whose sum it takes in, and whether
+    it takes one in at all. A PE adds its children in order, each when it is whole; the root is the first of those."""
     tree = _tree(pes, depth, root)
     order = [root, *range(root + 1, pes), *range(root - 1, -1, -1)]
     whole = np.zeros(pes, int)  # the round after which a PE's sum is whole

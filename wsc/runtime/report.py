@@ -130,7 +130,7 @@ class Report:
         program = self.executable.program
         table = Table(
             title=f"What else could run it, modelled: {program.conditions}",
-            caption="rated power, whole system for the wafer, chips alone for GPUs; rents are assumed; an LPU holds 8-bit weights",
+            caption="rated power, whole system for the wafer, chips alone for GPUs; rents assumed; an LPU holds 8 bits",
         )
         table.add_column("hardware")
         for name in ("chips", "tokens/s a user", "tokens/s", "tokens/J", "$/M tokens"):
