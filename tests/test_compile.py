@@ -180,11 +180,11 @@ def test_llama_8b_fits_one_wafer(llama8b):
     assert sum(s.region.pes for s in program.stages) <= 755 * 1170
 
 
-def test_llama_8b_is_bound_by_the_fabric(llama8b):
+def test_llama_8b_is_bound_by_neither_arithmetic_nor_bandwidth(llama8b):
+    """But by the fabric, and by software that starts its instructions: no more than 2 % of what SRAM could deliver."""
     found = llama8b.cost_analysis()
-    causes = {k: found[f"cycles_{k}"] for k in ("latency", "serial", "arithmetic", "overhead", "links")}
-    fabric = causes.pop("latency") + causes.pop("serial")
-    assert fabric > max(causes.values())
+    assert found["cycles_arithmetic"] < found["cycles_latency"] + found["cycles_serial"]
+    assert found["cycles_arithmetic"] < found["cycles"] / 2
     assert found["sram_utilization"] < 0.02
     attention = 32 * 4 * 4096 * 2048  # scores and values, 32 layers of 32 heads x 128 over 2,048 tokens
     assert found["flops"] == pytest.approx(2 * (8_030_261_248 - 128_256 * 4096) + attention, rel=0.005)

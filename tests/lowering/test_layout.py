@@ -25,6 +25,7 @@ from wsc.lowering.layout import (
     wavelets,
     whole,
 )
+from wsc.lowering.strategy import WSC
 from wsc.machine.steps import AllReduce, Multicast, Shift
 from wsc.machine.wafer import WSE3
 
@@ -95,16 +96,16 @@ def test_shared_out_divides_copies():
 
 
 def test_all_reduce_of_one_is_nothing():
-    assert all_reduce(whole(2), [0], "x", 10, 4, Grid(4, 4), WSE3) == []
-    assert all_reduce(Layout((1, 1), (1, 4)), [0], "x", 10, 4, Grid(4, 4), WSE3) == []
+    assert all_reduce(whole(2), [0], "x", 10, 4, Grid(4, 4), WSE3, WSC) == []
+    assert all_reduce(Layout((1, 1), (1, 4)), [0], "x", 10, 4, Grid(4, 4), WSE3, WSC) == []
 
 
 def test_all_reduce_on_every_line():
     """14 of the 17 PEs of each of 19 rows; then 4 parts three PEs apart, each of the three copies for itself."""
-    (step,) = all_reduce(Layout((19, 1), (1, 14)), [1], "x", 10, 4, Grid(19, 17), WSE3)
+    (step,) = all_reduce(Layout((19, 1), (1, 14)), [1], "x", 10, 4, Grid(19, 17), WSE3, WSC)
     assert isinstance(step, AllReduce)
     assert (step.pes, step.span, step.wavelets, step.instances) == (14, 13, 10, 19)
-    (step,) = all_reduce(Layout((1,), (4,)), [0], "x", 10, 4, Grid(5, 12), WSE3)
+    (step,) = all_reduce(Layout((1,), (4,)), [0], "x", 10, 4, Grid(5, 12), WSE3, WSC)
     assert (step.pes, step.span, step.wavelets, step.instances) == (4, 9, 10, 15)
 
 

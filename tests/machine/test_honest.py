@@ -56,7 +56,7 @@ rounds = st.builds(
     lambda n, work, passing, t: Rounds(n, work, passing, t, t),
     FEW,
     st.lists(computes, max_size=2).map(tuple),
-    st.lists(shifts | multicasts, max_size=2).map(tuple),
+    st.lists(shifts | multicasts | collectives(), max_size=2).map(tuple),
     st.integers(0, 4),
 )
 moves = st.builds(Move, st.integers(0, 900), WAVELETS, FEW)

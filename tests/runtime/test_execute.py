@@ -8,6 +8,7 @@ from helpers import assert_close, most_parts, normal, run_everywhere, small, sum
 from jax import lax
 
 import wsc
+from wsc.runtime.reference import reduce_line
 
 
 def mlp(p, x):
@@ -263,19 +264,4 @@ def test_equal_sums_bit_for_bit_where_tiles_are_exact():
         held = list(x[0, ::tile])
         held += [np.float32(0)] * (parts - len(held))
         y, _ = exe(jnp.ones((64, 3)), x)
-        np.testing.assert_array_equal(np.asarray(y)[0], np.full(3, add(held, reduce.algorithm)))
-
-
-def add(held: list, algorithm: str) -> np.float32:
-    """The sum written out from the published figures of the three reduces."""
-    if algorithm == "chain":
-        total = held[-1]
-        for value in held[-2::-1]:
-            total = np.float32(value + total)
-        return total
-    if algorithm == "tree":
-        while len(held) > 1:
-            held = [np.float32(sum(held[i : i + 2], np.float32(0))) for i in range(0, len(held), 2)]
-        return held[0]
-    size = round(len(held) ** 0.5)
-    return add([add(held[i : i + size], "chain") for i in range(0, len(held), size)], "chain")
+        np.testing.assert_array_equal(np.asarray(y)[0], np.full(3, reduce_line(held, reduce.algorithm, reduce.shape)))

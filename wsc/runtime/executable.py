@@ -17,7 +17,9 @@ from wsc.runtime.execute import as_function
 from wsc.runtime.report import Report
 from wsc.runtime.telemetry import Telemetry
 
-LPU_BYTES = 20e9  # an LPU's one published row is of 16 GB of weights, held in 8 bits; it does not carry much further
+# Bytes of weights to which the efficiencies of other hardware may be carried: they were fitted to 16 GB. A small model
+# waits for launches that a roofline does not know; an LPU's one row does not reach larger ones.
+GPU_BYTES, LPU_BYTES = (4e9, float("inf")), (4e9, 20e9)
 
 
 @dataclass(frozen=True)
@@ -112,19 +114,20 @@ class Executable:
     def alternatives(self) -> tuple[Serving, ...]:
         """What else could run this program, in one table with the wafer it was compiled for: one step for its batch on
         GPUs, as many as hold it, by roofline with the efficiency that published serving reaches (see
-        `wsc.machine.baselines`). Weights and state are read once a step; modelled figures, all of them."""
+        `wsc.machine.baselines`). Weights and cache are read once a step; modelled figures, all of them. The wafer stands
+        alone for programs far smaller than those the efficiencies were fitted to, and for other than decode steps."""
         m, t = self.memory_analysis(), self.telemetry
         passes, batch = self.program.passes, self.batch
         found = [baselines.of_wafer(t.wafer, float(t.seconds) * passes, batch, self.program.wafers)]
         weights, state = m.weight_bytes * passes, self.cache_bytes / batch
         flops = float(t.total.flops) * passes / batch
-        if weights and self.program.tokens == 1:
+        if GPU_BYTES[0] <= weights <= GPU_BYTES[1] and self.program.tokens == 1:
             layers = (
                 passes if passes > 1 else [s.template for s in self.program.stages].count(self.program.layer.template)
             )
             chips = (baselines.H100, baselines.H200, baselines.A100, baselines.B200)
             found += [baselines.decode(chip, weights, state, flops, batch, None, layers) for chip in chips]
-            if weights <= LPU_BYTES:
+            if LPU_BYTES[0] <= weights <= LPU_BYTES[1]:
                 found.append(baselines.decode(baselines.GROQ_LPU, weights / 2, state, flops, batch, None, layers))
         return tuple(found)
 
