@@ -4,6 +4,7 @@ All regions of a program have the same height, a shelf; shelves run left to righ
 share weights (prefill and decode) share regions: the first program decides, the others must fit beside it.
 """
 
+import bisect
 import math
 from dataclasses import dataclass, field
 
@@ -159,8 +160,12 @@ class _Placer:
         crowded = needed > 0.2 * self.wafer.pes * wafers  # only then does the packing decide the size
         for h, height in enumerate(heights if crowded else ()):
             if most / 12 <= height * height <= most * 12:
-                fitting = [w for w in range(len(widths)) if self._pack(self._narrow(height, widths[w]), height, wafers)]
-                found += [(h, w) for w in fitting[-1:]]
+                over = bisect.bisect_left(
+                    range(len(widths)),
+                    True,
+                    key=lambda w: not self._pack(self._narrow(height, widths[w]), height, wafers),
+                )
+                found += [(h, over - 1)] * (over > 0)
         return list(dict.fromkeys(found))
 
     def _narrow(self, height: int, width: int) -> dict[int, int]:

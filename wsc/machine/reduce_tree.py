@@ -20,23 +20,19 @@ def _depths(pes: int) -> int:
     return min(pes - 1, 2 * math.isqrt(pes) + 4)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _table(pes: int) -> tuple[np.ndarray, np.ndarray]:
-    """E*(p, d) and the size s of the part that sends last, arrays [d, p]."""
+    """E*(p, d) and the size s of the part that sends last, arrays [d, p]; every p at once for all depths."""
     depths = _depths(pes)
     energy = np.full((depths + 1, pes + 1), np.inf)
     split = np.zeros((depths + 1, pes + 1), np.int32)
     energy[:, 1] = 0
     hops = np.arange(pes, 0, -1, dtype=float)
-    for d in range(1, depths + 1):
-        sending, now = energy[d - 1], energy[d]
-        for p in range(2, pes + 1):
-            found = sending[1:p] + now[p - 1 : 0 : -1] + hops[pes - p + 1 :]
-            s = int(np.argmin(found))
-            if found[s] < sending[p]:
-                now[p], split[d, p] = found[s], s + 1
-            else:
-                now[p] = sending[p]
+    for p in range(2, pes + 1):
+        found = energy[:-1, 1:p] + energy[1:, p - 1 : 0 : -1] + hops[pes - p + 1 :]
+        size = found.argmin(axis=1)
+        energy[1:, p] = np.minimum.accumulate(found[np.arange(depths), size])
+        split[1:, p] = size + 1
     return energy, split
 
 

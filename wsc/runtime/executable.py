@@ -1,6 +1,7 @@
 """Executable: a placed program one can call, read and ask. Names are those of `jax.stages.Compiled`."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -114,7 +115,7 @@ class Executable:
     def alternatives(self) -> tuple[Serving, ...]:
         """What else could run this program, in one table with the wafer it was compiled for: one step for its batch on
         GPUs, as many as hold it, by roofline with the efficiency that published serving reaches (see
-        `wsc.machine.baselines`). Weights and cache are read once a step; modelled figures, all of them. The wafer stands
+        `wsc.machine.baselines`). Weights and cache are read once a step; modelled figures, all of them. The wafer is
         alone for programs far smaller than those the efficiencies were fitted to, and for other than decode steps."""
         m, t = self.memory_analysis(), self.telemetry
         passes, batch = self.program.passes, self.batch
@@ -122,13 +123,14 @@ class Executable:
         weights, state = m.weight_bytes * passes, self.cache_bytes / batch
         flops = float(t.total.flops) * passes / batch
         if GPU_BYTES[0] <= weights <= GPU_BYTES[1] and self.program.tokens == 1:
-            layers = (
-                passes if passes > 1 else [s.template for s in self.program.stages].count(self.program.layer.template)
-            )
+            templates = [s.template for s in self.program.stages]
+            layers = passes if passes > 1 else templates.count(self.program.layer.template)
             chips = (baselines.H100, baselines.H200, baselines.A100, baselines.B200)
             found += [baselines.decode(chip, weights, state, flops, batch, None, layers) for chip in chips]
             if LPU_BYTES[0] <= weights <= LPU_BYTES[1]:
-                found.append(baselines.decode(baselines.GROQ_LPU, weights / 2, state, flops, batch, None, layers))
+                sizes = {w.name: math.prod(w.shape) for s in self.program.stages for w in s.weights}
+                in_8_bits = float(sum(sizes.values())) * passes
+                found.append(baselines.decode(baselines.GROQ_LPU, in_8_bits, state, flops, batch, None, layers))
         return tuple(found)
 
     def memory_analysis(self) -> MemoryStats:

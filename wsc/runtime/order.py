@@ -8,23 +8,25 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from wsc.machine import reduce_tree
 from wsc.machine.collectives import group_size, k_levels
 
-UNROLLED = 64  # longer chains run as a loop, so that the program text stays short
+# Sums run as a loop, so that the program text stays short, but for few PEs, or where one pass over memory is worth it.
+FEW, UNROLLED = 8, 64
 WIDE = 1 << 13  # elements a PE from which memory decides the time, not the number of operations
 
 
 def chain(parts: jax.Array) -> jax.Array:
     """From the last PE to the first: `out = memory + in`."""
     pes = parts.shape[0]
-    if pes <= UNROLLED:
+    if pes <= FEW or (pes <= UNROLLED and parts[0].size >= WIDE):
         total = parts[pes - 1]
         for i in range(pes - 2, -1, -1):
             total = parts[i] + total
         return total
-    return jax.lax.fori_loop(1, pes, lambda i, total: parts[pes - 1 - i] + total, parts[pes - 1])
+    return lax.fori_loop(1, pes, lambda i, total: parts[pes - 1 - i] + total, parts[pes - 1])
 
 
 def tree(parts: jax.Array) -> jax.Array:
@@ -51,58 +53,52 @@ def star(parts: jax.Array) -> jax.Array:
 
 
 def generated(parts: jax.Array, depth: int, root: int = 0) -> jax.Array:
-    """The tree of that depth on the PEs after `root`, and on those before it. In every round all sums whose operands
-    are there are taken at once, and the PEs whose sum was taken in are gone."""
+    """The tree of that depth on the PEs after `root`, and on those before it."""
+    tree = _tree(parts.shape[0], depth, root)
     if parts[0].size >= WIDE and parts.shape[0] <= UNROLLED:  # one pass over memory
-        return _unrolled(parts, _tree(parts.shape[0], depth, root), root)
-    for own, other, adds in _rounds(parts.shape[0], depth, root):
-        held = parts[own]
-        mask = adds.reshape(-1, *(1,) * (parts.ndim - 1))
-        parts = held + parts[other] if adds.all() else jnp.where(mask, held + parts[other], held)
-    return parts[0]
+        return _unrolled(parts, tree, root)
+    order = jnp.asarray(_messages(tree, root), jnp.int32)
+
+    def take_in(i, held):
+        pe, child = order[i, 0], order[i, 1]
+        total = lax.dynamic_index_in_dim(held, pe, keepdims=False) + lax.dynamic_index_in_dim(
+            held, child, keepdims=False
+        )
+        return lax.dynamic_update_index_in_dim(held, total, pe, 0)
+
+    return lax.fori_loop(0, len(order), take_in, parts)[root]
 
 
-def _tree(pes: int, depth: int, root: int) -> list[list[int]]:
+@lru_cache(maxsize=1024)
+def _tree(pes: int, depth: int, root: int) -> tuple[tuple[int, ...], ...]:
     """From whom each PE takes in, in order: the root the PEs after it, then those before it."""
     found: list[list[int]] = [[] for _ in range(pes)]
     for size, step in ((pes - root, 1), (root + 1, -1)):
         if size > 1:
             for pe, children in enumerate(reduce_tree.children(size, min(depth, size - 1))):
                 found[root + step * pe] += [root + step * c for c in children]
-    return found
+    return tuple(map(tuple, found))
 
 
-def _unrolled(parts: jax.Array, tree: list[list[int]], pe: int) -> jax.Array:
+@lru_cache(maxsize=1024)
+def _messages(tree: tuple[tuple[int, ...], ...], root: int) -> np.ndarray:
+    """(who takes in, from whom), each sum whole before it is sent on."""
+    found: list[tuple[int, int]] = []
+    todo = [(root, 0)]
+    while todo:
+        pe, done = todo.pop()
+        if done:
+            found.append((pe, tree[pe][done - 1]))
+        if done < len(tree[pe]):
+            todo += [(pe, done + 1), (tree[pe][done], 0)]
+    return np.array(found)
+
+
+def _unrolled(parts: jax.Array, tree: tuple[tuple[int, ...], ...], pe: int) -> jax.Array:
     total = parts[pe]
     for child in tree[pe]:
         total = total + _unrolled(parts, tree, child)
     return total
-
-
-@lru_cache(maxsize=1024)
-def _rounds(pes: int, depth: int, root: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Round by round, for every PE that stays: where its sum is among those left, whose sum it takes in, and whether
-    it takes one in at all. A PE adds its children in order, each when it is whole; the root is the first of those."""
-    tree = _tree(pes, depth, root)
-    order = [root, *range(root + 1, pes), *range(root - 1, -1, -1)]
-    whole = np.zeros(pes, int)  # the round after which a PE's sum is whole
-    pairs: dict[int, dict[int, int]] = {}
-    for pe in sorted(range(pes), key=lambda pe: -abs(pe - root)):
-        at = 0
-        for child in tree[pe]:
-            at = max(at, int(whole[child])) + 1
-            pairs.setdefault(at, {})[pe] = child
-        whole[pe] = at
-    left, found = list(range(pes)), []
-    for r in sorted(pairs):
-        given = set(pairs[r].values())
-        stay = [pe for pe in (order if r == min(pairs) else left) if pe not in given]
-        at = {pe: i for i, pe in enumerate(left)}
-        own = np.array([at[pe] for pe in stay])
-        other = np.array([at[pairs[r].get(pe, pe)] for pe in stay])
-        found.append((own, other, np.array([pe in pairs[r] for pe in stay])))
-        left = stay
-    return found
 
 
 def k_level(parts: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
