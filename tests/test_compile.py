@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import assert_within_sram, normal, run_everywhere, small
+from helpers import assert_close, assert_within_sram, normal, run_everywhere, small
 from jax import lax
 
 import wsc
 from wsc.errors import ArgumentError, FitError, TraceError, UnsupportedError, WscError
+from wsc.machine.steps import AllReduce
 from wsc.models import Llama, LlamaConfig
 
 
@@ -275,3 +276,48 @@ def test_prng_keys_and_deterministic_dropout():
 def test_wafers_that_cannot_be(change, message):
     with pytest.raises(ArgumentError, match=message):
         dataclasses.replace(wsc.WSE3, **change)
+
+
+def test_a_grid_is_the_size_of_every_region():
+    exe = wsc.compile(lambda w, x: x @ w, normal(64, 32), normal(1, 64), wafer=small(), weight_argnums=0, grid=(8, 4))
+    assert {(s.region.height, s.region.width) for s in exe.program.stages} == {(8, 4)}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"grid": 7}, ArgumentError, r"grid is 7: it must be \(rows, columns\)"),
+        ({"grid": (0, 4)}, ArgumentError, "it must be"),
+        ({"grid": (13, 4)}, ArgumentError, r"grid is \(13, 4\) PEs, and a small has 12 x 10"),
+        ({"grid": (1, 2)}, FitError, "does not fit a region of 1 x 2 PEs: its weights and state need 8"),
+        ({"strategy": "tea"}, ArgumentError, "strategy is 'tea': it must be one of wsc, waferllm"),
+        ({"strategy": "waferllm", "grid": (4, 8)}, ArgumentError, "onto a square of PEs"),
+        ({"strategy": "waferllm"}, ArgumentError, "grid is None"),
+    ],
+)
+def test_bad_grids_and_strategies(options, error, message):
+    with pytest.raises(error, match=message):
+        wsc.compile(lambda w, x: x @ w, normal(64, 32), normal(1, 64), wafer=small(), weight_argnums=0, **options)
+
+
+def test_a_strategy_maps_any_function_and_computes_the_same():
+    w, x = normal(64, 32), normal(1, 64)
+    exe = wsc.compile(
+        lambda w, x: jnp.tanh(x @ w), w, x, wafer=small(), weight_argnums=0, strategy="waferllm", grid=(8, 8)
+    )
+    assert_close(exe(w, x)[0], jnp.tanh(x @ w), 1e-5)
+    assert {s.algorithm for _, op in exe.program.ops() for s in op.steps if isinstance(s, AllReduce)} == {"k_level"}
+
+
+def test_colors_that_do_not_suffice_are_said():
+    def fn(p, x):
+        return jax.nn.softmax(x @ p["a"]) @ p["b"]
+
+    args = {"a": normal(64, 48), "b": normal(48, 32)}, normal(1, 64)
+    poor = small(colors=1, switch_positions=1)
+    with pytest.raises(FitError, match="colors, and 1 are free"):
+        wsc.compile(fn, *args, wafer=poor, weight_argnums=0)
+    few = wsc.compile(fn, *args, wafer=small(colors=3, switch_positions=2), weight_argnums=0)
+    many = wsc.compile(fn, *args, wafer=small(colors=18), weight_argnums=0)
+    assert all(s.colors <= 3 for s in few.program.stages)
+    assert many.telemetry.cycles <= few.telemetry.cycles

@@ -227,6 +227,17 @@ class _Placer:
             f"the program does not fit: {total / 1e9:,.4g} GB of weights and state need at least {needed:,} PEs of "
             f"{self.usable:,} B beside the code, and a {self.wafer.name} has {pes:,}."
         )
+        if self.grid is not None:
+            h, w = self.grid
+            short = [i for i in self.count if not self._holds(i, Grid(h, w), self.programs)]
+            if short:
+                first = short[0]
+                needs = self.least[first]
+                why = f"its weights and state need {needs:,}" if needs > h * w else "its PEs have no room for buffers"
+                return FitError(
+                    f"stage '{self.stages[first].name}' does not fit a region of {h} x {w} PEs: {why}. Give a larger "
+                    f"grid, or none to have sizes chosen."
+                )
         if self.short_of_colors is not None:
             i, colors = self.short_of_colors
             return FitError(

@@ -26,10 +26,12 @@ DTYPE = jnp.float16
 
 
 def two_levels(pes: int) -> tuple[str, tuple[int, ...]]:
-    """Groups of P / G PEs, then the G roots. Where G is not published: the divisor of P nearest to its square root."""
-    divisors = [g for g in range(1, pes + 1) if pes % g == 0]
-    groups = GROUPS.get(pes) or min(divisors, key=lambda g: abs(g - math.sqrt(pes)))
-    return "k_level", (pes // groups,)
+    """Groups of P / G PEs, then the G roots. Where G is not published: about the square root of P, a divisor of it if
+    one is near."""
+    root = math.sqrt(pes)
+    divisors = [g for g in range(1, pes + 1) if pes % g == 0 and root / 1.5 <= g <= root * 1.5]
+    groups = GROUPS.get(pes) or min(divisors or [round(root)], key=lambda g: abs(g - root))
+    return "k_level", (-(-pes // groups),)
 
 
 WAFERLLM = Strategy("waferllm", two_levels, shares=False, blocked=True, gemm_along="m")
