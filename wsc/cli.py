@@ -90,7 +90,7 @@ def run(
 @app.command("compile")
 def compile_(
     model: Annotated[str, typer.Argument(help="a named config (see wsc models) or a config.json")],
-    wafer: Wafer = "wse3",
+    wafer: Annotated[str | None, typer.Option(help="wse2 or wse3; wse3 unless the strategy is for another")] = None,
     wafers: Wafers = None,
     context: Context = 2048,
     batch: Batch = 1,
@@ -107,7 +107,7 @@ def compile_(
     with waiting(f"placing {model} on the wafer"):
         square = None if grid is None else (grid, grid)
         sizes = {"context": context, "batch": batch, "strategy": strategy, "grid": square}
-        exe = wsc.compile(network, wafer=hardware(wafer), wafers=wafers, **sizes)
+        exe = wsc.compile(network, wafer=None if wafer is None else hardware(wafer), wafers=wafers, **sizes)
     if as_json:
         head = {"model": model, "wafer": exe.program.wafer.name, "conditions": exe.program.conditions}
         print(json.dumps(head | exe.cost_analysis() | dataclasses.asdict(exe.memory_analysis())))

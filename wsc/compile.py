@@ -18,7 +18,7 @@ from wsc.lowering.place import Planned, place
 from wsc.lowering.plan import plan_stages
 from wsc.lowering.roles import find_roles
 from wsc.lowering.strategy import WSC, Strategy
-from wsc.machine.wafer import WSE3, Wafer
+from wsc.machine.wafer import Wafer
 from wsc.program import Program
 from wsc.runtime.executable import Executable, TimedLayer
 from wsc.runtime.execute import ORDERS
@@ -41,7 +41,7 @@ class Entry:
 def compile(
     model: Any,
     *args: Any,
-    wafer: Wafer = WSE3,
+    wafer: Wafer | None = None,
     wafers: int | None = None,
     context: int = 2048,
     batch: int = 1,
@@ -57,7 +57,7 @@ def compile(
     returns a LanguageModel. `compile(module, *args)` compiles a flax module (nnx; or linen, its variables first), and
     `compile(fn, *args)` any function; arguments may be arrays or `jax.ShapeDtypeStruct`s, in any pytrees.
 
-    wafer: the hardware; `wafers`: how many at most, None for as many as are needed.
+    wafer: the hardware, WSE3 unless told (WSE2 for "waferllm"); `wafers`: how many at most, None for as many as needed.
     order: "fabric" adds partial sums as the wafer does, "xla" as `jax.jit` does.
     weight_argnums: which arguments stay in SRAM as weights; by default flax modules and their variables, and pytrees
     of floats that are not returned.
@@ -73,7 +73,9 @@ def compile(
     >>> y.shape, telemetry.cycles > 0
     ((1, 32), True)
     """
-    chosen = _check_options(wafer, order, wafers, context, batch, prefill_chunk, strategy, grid)
+    chosen = _strategy(strategy)
+    wafer = chosen.wafer if wafer is None else wafer
+    _check_options(wafer, order, wafers, context, batch, prefill_chunk, chosen, grid)
     decodes = not args and hasattr(model, "abstract_cache")
     if chosen.blocked and decodes:
         entries = _timed_layers(model, waferllm.square(grid), context, batch)
@@ -103,7 +105,13 @@ def _lower(
     return list(zip(programs, traced, strict=True))
 
 
-def _check_options(wafer: Any, order: str, wafers, context, batch, prefill_chunk, strategy: str, grid: Any) -> Strategy:
+def _strategy(name: str) -> Strategy:
+    if name not in STRATEGIES:
+        raise ArgumentError(f"strategy is {name!r}: it must be one of {', '.join(STRATEGIES)}")
+    return STRATEGIES[name]
+
+
+def _check_options(wafer: Any, order, wafers, context, batch, prefill_chunk, strategy: Strategy, grid: Any) -> None:
     if not isinstance(wafer, Wafer):
         raise ArgumentError(f"wafer is {wafer!r}: it must be a wsc.Wafer, such as wsc.WSE3")
     if order not in ORDERS:
@@ -111,17 +119,14 @@ def _check_options(wafer: Any, order: str, wafers, context, batch, prefill_chunk
     for name, value in (("wafers", wafers), ("context", context), ("batch", batch), ("prefill_chunk", prefill_chunk)):
         if (value is not None or name != "wafers") and (not isinstance(value, int) or value < 1):
             raise ArgumentError(f"{name} is {value!r}: it must be a whole number of at least 1")
-    if prefill_chunk > context and strategy == WSC.name:
+    if prefill_chunk > context and not strategy.blocked:
         raise ArgumentError(f"prefill_chunk is {prefill_chunk}, more than the context of {context}: make it smaller")
-    if strategy not in STRATEGIES:
-        raise ArgumentError(f"strategy is {strategy!r}: it must be one of {', '.join(STRATEGIES)}")
-    if STRATEGIES[strategy].blocked:
+    if strategy.blocked:
         waferllm.square(grid)
     if grid is not None:
         rows, columns = waferllm.pair(grid)
         if rows > wafer.rows or columns > wafer.columns:
             raise ArgumentError(f"grid is {grid!r} PEs, and a {wafer.name} has {wafer.rows} x {wafer.columns}")
-    return STRATEGIES[strategy]
 
 
 def _timed_layers(model: Any, grid: int, context: int, batch: int) -> list[Entry]:

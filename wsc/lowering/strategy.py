@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from wsc.machine.wafer import WSE3, Wafer
+
 
 @dataclass(frozen=True)
 class Strategy:
     """One way of mapping.
 
+    wafer: the hardware it is for, unless told otherwise
     all_reduce: (algorithm, shape) of every all-reduce among so many PEs; None takes the cheapest for each
     shares: PEs that hold copies share slow operations among them
     blocked: arrays come in blocks, their leading dimension one block a PE of the region (see `wsc.lowering.waferllm`)
@@ -16,6 +19,7 @@ class Strategy:
     """
 
     name: str
+    wafer: Wafer = WSE3
     all_reduce: Callable[[int], tuple[str, tuple[int, ...]]] | None = None
     shares: bool = True
     blocked: bool = False

@@ -20,6 +20,7 @@ from jax import lax
 
 from wsc.errors import ArgumentError
 from wsc.lowering.strategy import Strategy
+from wsc.machine.wafer import WSE2
 
 GROUPS = {360: 18, 420: 20, 540: 20, 600: 24, 660: 22, 720: 24}  # number of groups by P, as published
 DTYPE = jnp.float16
@@ -34,7 +35,7 @@ def two_levels(pes: int) -> tuple[str, tuple[int, ...]]:
     return "k_level", (-(-pes // groups),)
 
 
-WAFERLLM = Strategy("waferllm", two_levels, shares=False, blocked=True, gemm_along="m")
+WAFERLLM = Strategy("waferllm", WSE2, two_levels, shares=False, blocked=True, gemm_along="m")
 
 
 @dataclass(frozen=True)
