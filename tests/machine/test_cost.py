@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from wsc.machine.cost import Cost, cost, energy_joules, longest
+from wsc.machine.cost import Cost, cost, energy_joules
 from wsc.machine.steps import AllReduce, Compute, HostLink, Move, Multicast, Reduce, Rounds, Shift, WaferLink
 from wsc.machine.wafer import WSE2, WSE3
 
@@ -174,7 +174,6 @@ def test_costs_add_and_scale():
     assert a + b == Cost(latency=11, serial=3, flops=2, hops=4)
     assert b * 3 == Cost(latency=30, serial=9, hops=12)
     assert (a + b).cycles == 14
-    assert longest(a, b) == 13
 
 
 def test_the_five_causes_are_the_cycles():

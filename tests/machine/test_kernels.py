@@ -202,4 +202,4 @@ def test_a_larger_stencil_takes_longer(tile, more):
 
 @pytest.mark.parametrize(("elements", "itemsize", "wavelets"), [(1, 2, 1), (2, 2, 1), (3, 2, 2), (3, 4, 3), (5, 1, 2)])
 def test_words(elements, itemsize, wavelets):
-    assert kernels.words(elements, itemsize, WSE3) == wavelets
+    assert kernels.wavelets(elements, itemsize, WSE3) == wavelets

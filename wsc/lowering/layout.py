@@ -10,6 +10,7 @@ from wsc.layout import Grid, Layout, strides, whole
 from wsc.lowering.strategy import Strategy
 from wsc.machine import collectives
 from wsc.machine.collectives import Costs
+from wsc.machine.kernels import wavelets
 from wsc.machine.steps import AllReduce, Multicast, Shift, Step
 from wsc.machine.wafer import Wafer
 
@@ -62,11 +63,6 @@ def lay(shape: tuple[int, ...], axis: str, dims, pes: int) -> Layout:
     for d, p in zip(dims, nest(tuple(shape[d] for d in dims), pes), strict=True):
         parts[d] = p
     return whole(len(shape)).with_axis(axis, parts)
-
-
-def wavelets(elements: int, itemsize: int, wafer: Wafer) -> int:
-    """32-bit words that carry `elements`; two 16-bit ones share a word."""
-    return -(-elements * itemsize // wafer.wavelet_bytes)
 
 
 def all_reduce(

@@ -174,11 +174,6 @@ def _rounds(step: Rounds, wafer: Wafer) -> Cost:
     return dataclasses.replace(compute + fabric, **times) * step.times
 
 
-def longest(*costs: Cost) -> Number:
-    """The cycles of the longest of several that run at once."""
-    return maximum(*(c.cycles for c in costs))
-
-
 def energy_joules(total: Cost, wafer: Wafer, wafers: int = 1) -> dict[str, Number]:
     """Energy of `total` by cause: idle power of the systems over its time, busy cores, and wavelets in flight."""
     return {

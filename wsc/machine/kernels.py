@@ -16,7 +16,7 @@ def _up(n: int, parts: int) -> int:
     return -(-n // parts)
 
 
-def words(elements: int, itemsize: int, wafer: Wafer) -> int:
+def wavelets(elements: int, itemsize: int, wafer: Wafer) -> int:
     """32-bit wavelets that carry `elements`; two 16-bit ones share a word."""
     return -(-elements * itemsize // wafer.wavelet_bytes)
 
@@ -42,7 +42,7 @@ def tile_product(
 
 def all_reduce(pes: int, elements: int, itemsize: int, wafer: Wafer, lines: int = 1) -> AllReduce:
     """The cheapest all-reduce among neighbours."""
-    amount = words(elements, itemsize, wafer)
+    amount = wavelets(elements, itemsize, wafer)
     name, shape = cheapest_all_reduce(pes, amount, pes - 1, Costs.of(wafer), int(wafer.colors))
     return AllReduce(name, pes, pes - 1, amount, lines, shape)
 
@@ -60,7 +60,7 @@ def gemm_summa(m: int, k: int, n: int, grid: Grid, itemsize: int, wafer: Wafer) 
     loop of its own. No overlap: the next round waits for the product."""
     rows, columns = grid
     mt, kt, nt = _up(m, rows), _up(k, columns), _up(n, columns)
-    a, b = words(mt * kt, itemsize, wafer), words(kt * nt, itemsize, wafer)
+    a, b = wavelets(mt * kt, itemsize, wafer), wavelets(kt * nt, itemsize, wafer)
     line = max(rows, columns)
     send = Multicast(line, line - 1, a + b, rows + columns)
     product = Compute("fmac", columns * kt * nt, mt, itemsize, 2 * m * k * n, rows * columns, conflict=1.0)
@@ -75,7 +75,7 @@ def _exchange_rounds(
     rows, columns = grid
     pes = rows * columns
     mt, kt, nt = _up(m, rows), _up(k, columns), _up(n, columns)
-    amount = words(mt * kt, itemsize, wafer) + words(kt * nt, itemsize, wafer)
+    amount = wavelets(mt * kt, itemsize, wafer) + wavelets(kt * nt, itemsize, wafer)
     passing = Shift(hops, amount, amount * hops * columns, rows, amount)
     product = tile_product(mt, kt, nt, itemsize, wafer, pes, flops // columns, along=along)
     return Rounds(columns, (product,), (passing,), transfers=4, tasks=4)
@@ -84,7 +84,7 @@ def _exchange_rounds(
 def _alignment(m: int, k: int, grid: Grid, itemsize: int, wafer: Wafer) -> Rounds:
     """Before the first round every row passes its tiles on until they meet the right ones: at most half the columns."""
     rows, columns = grid
-    amount = words(_up(m, rows) * _up(k, columns), itemsize, wafer)
+    amount = wavelets(_up(m, rows) * _up(k, columns), itemsize, wafer)
     return Rounds(columns // 2, (), (Shift(2, amount, 2 * amount * columns, rows, amount),), transfers=2, tasks=4)
 
 
@@ -120,7 +120,7 @@ def gemm_transposed(
     rows, columns = grid
     pes = rows * columns
     mt, kt, nt = _up(m, rows), _up(k, columns), _up(n, columns)
-    amount, partial = words(kt * nt, itemsize, wafer), words(mt * nt, itemsize, wafer)
+    amount, partial = wavelets(kt * nt, itemsize, wafer), wavelets(mt * nt, itemsize, wafer)
     product = tile_product(mt, kt, nt, itemsize, wafer, pes, 2 * m * k * n // columns, along=along)
     adding = Compute("sum", 1, partial, itemsize, 0, pes)
     passing = Shift(2, amount, 2 * amount * rows, columns, amount)
