@@ -69,10 +69,18 @@ def test_a_sweep_is_the_model_at_every_point(exe):
         ({"rows": [1, 2]}, "a sweep over rows: it must be over one or more of"),
         ({"hop_cycles": [1, 2], "clock_hz": [1e9]}, "one n for all"),
         ({"hop_cycles": [[1, 2]]}, "each must be"),
-        ({"hop_cycles": [1, -2]}, "below 0"),
-        ({"hop_cycles": [1, float("nan")]}, "below 0 or not finite"),
+        ({"hop_cycles": [1, -2]}, "all must be finite and at least 0"),
+        ({"clock_hz": [0.0]}, "all must be finite and above 0"),
+        ({"hop_cycles": ["a"]}, "what are not numbers"),
+        ({"hop_cycles": [1, float("nan")]}, "all must be finite"),
     ],
 )
 def test_bad_sweeps(exe, numbers, message):
     with pytest.raises(ArgumentError, match=message):
         wsc.sweep(exe, **numbers)
+
+
+def test_what_is_no_program():
+    for ask in (wsc.sensitivity, lambda what: wsc.sweep(what, hop_cycles=[1])):
+        with pytest.raises(ArgumentError, match="no compiled program"):
+            ask(None)

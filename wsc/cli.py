@@ -97,6 +97,7 @@ def compile_(
     dtype: Annotated[str | None, typer.Option(help="of weights and activations; the config's unless told")] = None,
     strategy: Annotated[str, typer.Option(help="wsc, or waferllm: one layer, mapped as that paper does")] = "wsc",
     grid: Annotated[int | None, typer.Option(help="PEs of a side of every region, such as 540")] = None,
+    prefill_chunk: Annotated[int | None, typer.Option(help="tokens a prefill program takes at a time")] = None,
     text: Annotated[bool, typer.Option(help="print the placed program instead of the report")] = False,
     as_json: Json = False,
 ) -> None:
@@ -106,7 +107,13 @@ def compile_(
     network = wsc.models.Llama.abstract(config_of(model), dtype=dtype)
     with waiting(f"placing {model} on the wafer"):
         square = None if grid is None else (grid, grid)
-        sizes = {"context": context, "batch": batch, "strategy": strategy, "grid": square}
+        sizes = {
+            "context": context,
+            "batch": batch,
+            "strategy": strategy,
+            "grid": square,
+            "prefill_chunk": prefill_chunk,
+        }
         exe = wsc.compile(network, wafer=None if wafer is None else hardware(wafer), wafers=wafers, **sizes)
     if as_json:
         head = {"model": model, "wafer": exe.program.wafer.name, "conditions": exe.program.conditions}

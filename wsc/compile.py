@@ -46,7 +46,7 @@ def compile(
     context: int = 2048,
     batch: int = 1,
     order: str = "fabric",
-    prefill_chunk: int = PREFILL_CHUNK,
+    prefill_chunk: int | None = None,
     weight_argnums: int | Sequence[int] | None = None,
     strategy: str = "wsc",
     grid: tuple[int, int] | None = None,
@@ -58,6 +58,7 @@ def compile(
     `compile(fn, *args)` any function; arguments may be arrays or `jax.ShapeDtypeStruct`s, in any pytrees.
 
     wafer: the hardware, WSE3 unless told (WSE2 for "waferllm"); `wafers`: how many at most, None for as many as needed.
+    prefill_chunk: tokens of each user that a prefill program takes at a time, 8 shared among the users unless told.
     order: "fabric" adds partial sums as the wafer does, "xla" as `jax.jit` does.
     weight_argnums: which arguments stay in SRAM as weights; by default flax modules and their variables, and pytrees
     of floats that are not returned.
@@ -76,6 +77,7 @@ def compile(
     chosen = _strategy(strategy)
     wafer = chosen.wafer if wafer is None else wafer
     _check_options(wafer, order, wafers, context, batch, prefill_chunk, chosen, grid)
+    prefill_chunk = prefill_chunk or max(1, min(PREFILL_CHUNK // batch, context))
     decodes = not args and hasattr(model, "abstract_cache")
     if chosen.blocked and decodes:
         entries = _timed_layers(model, waferllm.square(grid), context, batch)
@@ -117,9 +119,9 @@ def _check_options(wafer: Any, order, wafers, context, batch, prefill_chunk, str
     if order not in ORDERS:
         raise ArgumentError(f"order is {order!r}: it must be one of {', '.join(ORDERS)}")
     for name, value in (("wafers", wafers), ("context", context), ("batch", batch), ("prefill_chunk", prefill_chunk)):
-        if (value is not None or name != "wafers") and (not isinstance(value, int) or value < 1):
+        if (value is not None or name not in ("wafers", "prefill_chunk")) and (not isinstance(value, int) or value < 1):
             raise ArgumentError(f"{name} is {value!r}: it must be a whole number of at least 1")
-    if prefill_chunk > context and not strategy.blocked:
+    if prefill_chunk is not None and prefill_chunk > context and not strategy.blocked:
         raise ArgumentError(f"prefill_chunk is {prefill_chunk}, more than the context of {context}: make it smaller")
     if strategy.blocked:
         waferllm.square(grid)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wsc.errors import ArgumentError
-from wsc.machine.wafer import Wafer
+from wsc.machine.wafer import Wafer, may_be_zero
 from wsc.runtime.executable import Executable
 
 
@@ -63,6 +63,7 @@ def sensitivity(exe: Executable) -> Sensitivity:
     >>> sensitivity(exe).as_dict()["clock_hz"] < 0               # a faster clock takes less time
     True
     """
+    _check(exe)
     wafer = exe.program.wafer
     names = tuple(f.name for f in dataclasses.fields(Wafer) if f.name not in _COUNTED)
     values = {name: float(getattr(wafer, name)) for name in names}
@@ -96,13 +97,19 @@ def sweep(exe: Executable, **numbers: Any) -> np.ndarray:
             f"a sweep over {', '.join(wrong)}: it must be over one or more of {', '.join(sorted(known))} "
             f"(other numbers decide the placement: compile again for them)"
         )
-    arrays = {name: np.asarray(values, np.float64) for name, values in numbers.items()}
+    _check(exe)
+    try:
+        arrays = {name: np.asarray(values, np.float64) for name, values in numbers.items()}
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"a sweep over what are not numbers: {error}") from error
     if len({a.shape for a in arrays.values()}) > 1 or any(a.ndim != 1 for a in arrays.values()):
         raise ArgumentError(
             f"a sweep over arrays of shapes {[a.shape for a in arrays.values()]}: each must be [n], with one n for all"
         )
-    if any(not np.isfinite(a).all() or (a < 0).any() for a in arrays.values()):
-        raise ArgumentError("a sweep over numbers below 0 or not finite: no wafer has those")
+    for name, a in arrays.items():
+        if not np.isfinite(a).all() or (a < 0).any() or (not may_be_zero(name) and (a == 0).any()):
+            least = "at least 0" if may_be_zero(name) else "above 0"
+            raise ArgumentError(f"a sweep over {name} of {a.min()} to {a.max()}: all must be finite and {least}")
     with jax.enable_x64(True):
         return np.asarray(jax.jit(jax.vmap(_seconds(exe, tuple(arrays))))(arrays))
 
@@ -113,6 +120,11 @@ _COUNTED = {
     "sram_bytes_per_cycle", "idle_watts", "busy_watts", "pe_joules_per_cycle", "hop_joules_per_bit",
     "dollars_per_hour", "fabric_inputs",
 }  # fmt: skip
+
+
+def _check(exe: Any) -> None:
+    if not isinstance(exe, Executable):
+        raise ArgumentError(f"{type(exe).__name__} is no compiled program: give what wsc.compile returned")
 
 
 def _seconds(exe: Executable, names: tuple[str, ...]) -> Callable[[dict], Any]:

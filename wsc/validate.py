@@ -130,6 +130,8 @@ class Validation:
                 if dots:
                     label = f"{name}, {'held out' if held_out else 'used for a constant'}"
                     axes.scatter(*zip(*dots, strict=True), s=14, marker="o" if held_out else "x", label=label)
+        if isinstance(path, str | Path) and not Path(path).suffix:
+            raise ArgumentError(f"cannot write the plot to {str(path)!r}: name a file with an ending, such as out.png")
         ends = min(r.measurement.value for r in self.rows), max(r.measurement.value for r in self.rows)
         axes.plot(ends, ends, linewidth=0.7, color="gray")
         axes.set(xscale="log", yscale="log", xlabel="measured (each row's own unit)", ylabel="predicted")
@@ -146,7 +148,9 @@ def validate(groups: Iterable[str] | None = None) -> Validation:
     >>> print(validate(["collectives"]).passed)
     True
     """
-    wanted = tuple(BARS) if groups is None else tuple(groups)
+    wanted = tuple(BARS) if groups is None else (groups,) if isinstance(groups, str) else tuple(groups)
+    if not wanted:
+        raise ArgumentError(f"no group of measurements was named: there are {', '.join(BARS)}")
     if unknown := [g for g in wanted if g not in BARS]:
         raise ArgumentError(f"no group {unknown[0]!r} of measurements: there are {', '.join(BARS)}")
     return Validation(tuple(_predict(m) for m in MEASUREMENTS if m.group in wanted))

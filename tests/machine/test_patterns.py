@@ -106,7 +106,7 @@ def test_published_two_dimensional_reduce(wavelets):
 
 
 def test_a_snake_wins_with_much_data():
-    assert choose("reduce", (4, 4), 10**6).algorithm == "snake"
+    assert choose("reduce", (4, 4), 10**6).algorithm == "snake chain"
     assert " then " in choose("reduce", (100, 100), 1).algorithm
 
 

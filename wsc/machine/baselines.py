@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from wsc.errors import ArgumentError
 from wsc.machine.wafer import Wafer, number
@@ -278,9 +279,11 @@ def _float(value: Any) -> Any:
 
 
 def _check(name: str, value: Any, above: bool = False, whole: bool = False) -> None:
-    """Refuse what is not a finite number of at least 0, or above it, or whole; arrays and tracers pass."""
-    if isinstance(value, jax.Array | np.ndarray):
+    """Refuse what is not a finite number of at least 0, or above it, or whole, arrays by their worst; tracers pass."""
+    if isinstance(value, Tracer):
         return
+    if isinstance(value, jax.Array | np.ndarray) and value.size and np.issubdtype(value.dtype, np.number):
+        value = float(np.min(value)) if np.isfinite(np.asarray(value)).all() else math.nan
     if not _plain(value) or isinstance(value, bool) or not math.isfinite(value):
         raise ArgumentError(f"{name} is {value!r}: it must be a finite number")
     if value < 0 or (above and value == 0) or (whole and value != int(value)):

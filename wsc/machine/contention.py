@@ -13,7 +13,7 @@ Axes: `y` rows, growing to the south, and `x` columns, growing to the east. Time
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -101,7 +101,7 @@ class Transfer:
 
 
 def transfer_times(messages: Sequence[Message], wafer: Wafer) -> Transfer:
-    """Times of all `messages` on one fabric. Alone, as in `collectives.multicast`, a message of B wavelets takes
+    """Times of all `messages` on one fabric. Alone, a message of B wavelets takes
 
         hops * hop_cycles + 2 * ramp_cycles + 1 + B / link_wavelets_per_cycle
 
@@ -115,7 +115,10 @@ def transfer_times(messages: Sequence[Message], wafer: Wafer) -> Transfer:
     >>> together.busiest, together.congested
     ((Link(y=0, x=7, port='east'), 800.0), True)
     """
-    width = float(getattr(wafer, "link_wavelets_per_cycle", 1.0))
+    messages = list(messages) if isinstance(messages, Iterable) else [messages]
+    if wrong := [m for m in messages if not isinstance(m, Message)]:
+        raise ArgumentError(f"{wrong[0]!r} is no Message: give a list of wsc.machine.contention.Message")
+    width = float(wafer.link_wavelets_per_cycle)
     columns = int(wafer.columns)
     wavelets = np.array([message.wavelets for message in messages], float)
     start = np.array([message.start for message in messages], float)

@@ -14,6 +14,7 @@ from wsc.machine import reduce_tree
 from wsc.machine.collectives import NOTHING, REDUCES, Costs, Form, Line, all_reduce, multicast, reduce, ways
 from wsc.machine.wafer import WSE3, Wafer
 
+SNAKE = 1024  # PEs of a rectangle up to which more than a chain is tried along one line through all
 PATTERNS = ("multicast", "reduce", "all_reduce", "shift", "exchange", "gather", "scatter", "all_to_all")
 
 
@@ -60,6 +61,11 @@ def choose(
             f"{pattern} of {wavelets} wavelets among {pes} PEs, {distance} apart: sizes and distance must be whole "
             f"numbers of at least 1 (a rectangle is a pair), wavelets finite and at least 0"
         )
+    longest, shortest = max(wafer.rows, wafer.columns), min(wafer.rows, wafer.columns)
+    if max(sizes) > longest or (len(sizes) == 2 and min(sizes) > shortest):
+        raise ArgumentError(f"{pattern} among {pes} PEs: a {wafer.name} has {wafer.rows} x {wafer.columns}")
+    if colors is not None and not isinstance(colors, int):
+        raise ArgumentError(f"colors is {colors!r}: it must be a whole number")
     free = int(wafer.colors) if colors is None else colors
     costs = Costs.of(wafer) if setup else Costs.of(wafer)._replace(setup=0.0)
     if isinstance(pes, int):
@@ -149,14 +155,20 @@ def _rectangle(
         options = [
             (f"{a} then {b}", (), reduce(a, across, c).then(reduce(b, down, c))) for a in REDUCES for b in REDUCES
         ]
-        return [*options, ("snake", (), reduce("chain", snake, c))]
+        return options + [
+            (f"snake {a}", (), reduce(a, snake, c)) for a in REDUCES if snake.pes <= SNAKE or a == "chain"
+        ]
     if pattern == "all_reduce":
         back = _rectangle("multicast", sizes, wavelets, c)[0][2]
         options = [(f"{n} and multicast", g, f.then(back)) for n, g, f in _rectangle("reduce", sizes, wavelets, c)]
         x, y = (
             min(_line("all_reduce", line.pes, wavelets, c, 1), key=lambda o: o[2].cycles) for line in (across, down)
         )
-        return [*options, (f"{x[0]} then {y[0]}", x[1] + y[1], x[2].then(y[2]))]
+        options.append((f"{x[0]} then {y[0]}", x[1] + y[1], x[2].then(y[2])))
+        if rows * columns <= SNAKE:
+            along = _line("all_reduce", rows * columns, wavelets, c, 1)
+            options += [(f"snake {name}", shape, form) for name, shape, form in along]
+        return options
     if pattern == "all_to_all":
         along_x = _line("all_to_all", columns, wavelets * rows, c, 1)
         along_y = _line("all_to_all", rows, wavelets * columns, c, 1)

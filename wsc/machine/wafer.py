@@ -7,6 +7,7 @@ Kinds of number: *published* (vendor or author text), *measured*, *derived* (ari
 
 import math
 from dataclasses import dataclass, field, fields
+from numbers import Real
 
 import jax
 
@@ -109,12 +110,14 @@ class Wafer:
         """Refuse plain numbers that no wafer has; tracers and the like pass, so that JAX can work over hardware."""
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name == "name" or not isinstance(value, int | float):
+            if f.name == "name" or not isinstance(value, Real | str | bytes | list | tuple | dict | set | complex):
                 continue
-            low = 0 if _may_be_zero(f.name) else 1e-300
-            whole = f.name not in _COUNTS or value == int(value) if math.isfinite(value) else False
-            if not whole or value < low:
-                what = "a whole number" if f.name in _COUNTS else "a finite number"
+            what = f"a whole number, at most {MOST:,}," if f.name in _COUNTS else "a finite number"
+            amount = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+            good = math.isfinite(amount) and amount >= (0 if may_be_zero(f.name) else 1e-300)
+            if f.name in _COUNTS:
+                good = good and amount == int(amount) and amount <= MOST
+            if not good:
                 raise ArgumentError(f"{f.name} of a wafer is {value!r} {f.metadata['unit']}: it must be {what} above 0")
         if isinstance(self.code_bytes, int) and isinstance(self.sram_bytes, int) and self.code_bytes >= self.sram_bytes:
             raise ArgumentError(
@@ -158,12 +161,14 @@ class Wafer:
         return rows
 
 
+MOST = 1_000_000  # of anything that is counted
 _COUNTS = (
     "columns", "rows", "sram_bytes", "code_bytes", "align_bytes", "wavelet_bytes", "colors", "switch_positions"
 )  # fmt: skip
 
 
-def _may_be_zero(name: str) -> bool:
+def may_be_zero(name: str) -> bool:
+    """Whether a wafer may have 0 of this number: times, watts and prices may vanish, sizes, rates and clocks not."""
     if "per_cycle" in name and "joules" not in name:
         return False
     return any(

@@ -102,6 +102,10 @@ class Executable:
         >>> bool(jax.grad(lambda hop: exe.seconds_on(dataclasses.replace(wsc.WSE3, hop_cycles=hop)))(1.0) > 0)
         True
         """
+        if not isinstance(wafer, Wafer):
+            raise ArgumentError(
+                f"{type(wafer).__name__} is no wsc.Wafer: make one with dataclasses.replace(wsc.WSE3, ...)"
+            )
         return Telemetry(dataclasses.replace(self.program, wafer=wafer)).seconds
 
     def as_text(self) -> str:
@@ -117,19 +121,17 @@ class Executable:
         GPUs, as many as hold it, by roofline with the efficiency that published serving reaches (see
         `wsc.machine.baselines`). Weights and cache are read once a step; modelled figures, all of them. The wafer is
         alone for programs far smaller than those the efficiencies were fitted to, and for other than decode steps."""
-        m, t = self.memory_analysis(), self.telemetry
-        passes, batch = self.program.passes, self.batch
+        t, passes, batch = self.telemetry, self.program.passes, self.batch
         found = [baselines.of_wafer(t.wafer, float(t.seconds) * passes, batch, self.program.wafers)]
-        weights, state = m.weight_bytes * passes, self.cache_bytes / batch
-        flops = float(t.total.flops) * passes / batch
-        if GPU_BYTES[0] <= weights <= GPU_BYTES[1] and self.program.tokens == 1:
-            templates = [s.template for s in self.program.stages]
-            layers = passes if passes > 1 else templates.count(self.program.layer.template)
+        weights, state = self.memory_analysis().weight_bytes, self.cache_bytes / batch
+        flops = float(t.total.flops) / batch
+        if GPU_BYTES[0] <= weights <= GPU_BYTES[1] and self.program.tokens == passes == 1:
+            layers = [s.template for s in self.program.stages].count(self.program.layer.template)
             chips = (baselines.H100, baselines.H200, baselines.A100, baselines.B200)
             found += [baselines.decode(chip, weights, state, flops, batch, None, layers) for chip in chips]
             if LPU_BYTES[0] <= weights <= LPU_BYTES[1]:
                 sizes = {w.name: math.prod(w.shape) for s in self.program.stages for w in s.weights}
-                in_8_bits = float(sum(sizes.values())) * passes
+                in_8_bits = float(sum(sizes.values()))
                 found.append(baselines.decode(baselines.GROQ_LPU, in_8_bits, state, flops, batch, None, layers))
         return tuple(found)
 
