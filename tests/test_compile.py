@@ -321,3 +321,9 @@ def test_colors_that_do_not_suffice_are_said():
     many = wsc.compile(fn, *args, wafer=small(colors=18), weight_argnums=0)
     assert all(s.colors <= 3 for s in few.program.stages)
     assert many.telemetry.cycles <= few.telemetry.cycles
+
+
+def test_many_users_share_the_prefill_chunk():
+    model = Llama.abstract(LlamaConfig(64, 32, 48, 2, 4, num_key_value_heads=2))
+    chunks = {b: wsc.compile(model, batch=b, context=32).prefill.program.tokens for b in (1, 2, 8, 16)}
+    assert chunks == {1: 8, 2: 4, 8: 1, 16: 1}

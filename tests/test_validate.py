@@ -115,3 +115,10 @@ def test_unknown_group():
 def test_error_is_signed():
     row = Row(MEASUREMENTS[0], 1.1 * MEASUREMENTS[0].value)
     assert row.error == pytest.approx(10)
+
+
+def test_nothing_to_validate_and_nowhere_to_plot(found, tmp_path):
+    with pytest.raises(ArgumentError, match="no group of measurements was named"):
+        wsc.validate([])
+    with pytest.raises(ArgumentError, match="name a file with an ending"):
+        found.plot(tmp_path)

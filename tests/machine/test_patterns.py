@@ -236,3 +236,17 @@ def test_an_amount_that_is_none(wavelets, monkeypatch):
 def test_a_distance_that_is_none():
     with pytest.raises(ArgumentError, match="0 apart"):
         choose("shift", 4, 1, distance=0)
+
+
+@pytest.mark.parametrize(("pattern", "pes"), [("reduce", 5000), ("all_reduce", 10**7), ("multicast", (3, 100_000))])
+def test_more_pes_than_the_wafer_has(pattern, pes):
+    with pytest.raises(ArgumentError, match="a WSE-3 has 1170 x 755"):
+        choose(pattern, pes, 4)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (2, 3), (4, 8)])
+@pytest.mark.parametrize("pattern", ["reduce", "all_reduce"])
+def test_a_rectangle_is_no_dearer_than_the_line_through_it(pattern, sizes):
+    for wavelets in (1, 100, 10_000):
+        line = choose(pattern, sizes[0] * sizes[1], wavelets)
+        assert choose(pattern, sizes, wavelets).cycles <= line.cycles

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
 from wsc.errors import ArgumentError
@@ -107,3 +108,23 @@ def test_vmap_over_a_hardwarenumber():
     clocks = jax.numpy.array([1.0e9, 2.0e9])
     peaks = jax.vmap(lambda hz: dataclasses.replace(WSE3, clock_hz=hz).peak_sram_bytes_per_second)(clocks)
     assert peaks[1] == pytest.approx(2 * peaks[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fmac32_lanes": np.int64(-1)},
+        {"lanes16": np.float32(0)},
+        {"lanes32": [1]},
+        {"clock_hz": "1"},
+        {"rows": True},
+        {"rows": 1e300},
+        {"columns": 2.5},
+        {"hop_cycles": float("nan")},
+    ],
+    ids=str,
+)
+def test_numbers_of_odd_kinds(change):
+    (name,) = change
+    with pytest.raises(ArgumentError, match=f"{name} of a wafer is"):
+        dataclasses.replace(WSE3, **change)
