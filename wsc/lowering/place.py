@@ -224,7 +224,7 @@ class _Placer:
         total = sum(self.programs[0].stored(i) * n for i, n in self.count.items())
         big = max(self.count, key=lambda i: self.least[i])
         message = (
-            f"the program does not fit: {total / 1e9:,.4g} GB of weights and state need at least {needed:,} PEs of "
+            f"the program does not fit: {_size(total)} of weights and state need at least {needed:,} PEs of "
             f"{self.usable:,} B beside the code, and a {self.wafer.name} has {pes:,}."
         )
         if self.grid is not None:
@@ -261,3 +261,9 @@ class _Placer:
             f"{int(self.wafer.sram_bytes):,} B with their buffers. Use smaller shapes (of a language model: a shorter "
             f"context, a smaller batch or prefill chunk) or a smaller dtype."
         )
+
+
+def _size(nbytes: int) -> str:
+    """In the unit that leaves few digits: 16.33 GB, 4.1 MB, 400 B."""
+    unit, of = next((u for u in ((1e9, "GB"), (1e6, "MB")) if nbytes >= u[0]), (1, "B"))
+    return f"{nbytes / unit:,.4g} {of}"

@@ -256,7 +256,11 @@ def fit_gpu(
     (0.63, 61)
     """
     _check("bytes_per_second", bytes_per_second, above=True)
-    table = np.array(list(rows), dtype=float).reshape(-1, 4)
+    try:
+        given = list(rows)
+        table = np.array(given, dtype=float).reshape(len(given), 4)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"fit_gpu got rows that are not four numbers each: {error}") from error
     if not np.all(np.isfinite(table)) or np.any(table < 0) or np.any(table[:, [0, 2, 3]] == 0):
         raise ArgumentError("fit_gpu got a row that is not weight bytes, cache bytes, batch, tokens/s, all above 0")
     weights, cache, batch, speed = table.T
