@@ -106,15 +106,16 @@ def compile_(
 
     network = wsc.models.Llama.abstract(config_of(model), dtype=dtype)
     with waiting(f"placing {model} on the wafer"):
-        square = None if grid is None else (grid, grid)
-        sizes = {
-            "context": context,
-            "batch": batch,
-            "strategy": strategy,
-            "grid": square,
-            "prefill_chunk": prefill_chunk,
-        }
-        exe = wsc.compile(network, wafer=None if wafer is None else hardware(wafer), wafers=wafers, **sizes)
+        exe = wsc.compile(
+            network,
+            wafer=None if wafer is None else hardware(wafer),
+            wafers=wafers,
+            context=context,
+            batch=batch,
+            strategy=strategy,
+            grid=None if grid is None else (grid, grid),
+            prefill_chunk=prefill_chunk,
+        )
     if as_json:
         head = {"model": model, "wafer": exe.program.wafer.name, "conditions": exe.program.conditions}
         print(json.dumps(head | exe.cost_analysis() | dataclasses.asdict(exe.memory_analysis())))

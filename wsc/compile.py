@@ -17,7 +17,7 @@ from wsc.lowering.normalize import normalize
 from wsc.lowering.place import Planned, place
 from wsc.lowering.plan import plan_stages
 from wsc.lowering.roles import find_roles
-from wsc.lowering.strategy import WSC, Strategy
+from wsc.lowering.strategy import WSC, Strategy, pair
 from wsc.machine.wafer import Wafer
 from wsc.program import Program
 from wsc.runtime.executable import Executable, TimedLayer
@@ -126,7 +126,7 @@ def _check_options(wafer: Any, order, wafers, context, batch, prefill_chunk, str
     if strategy.blocked:
         waferllm.square(grid)
     if grid is not None:
-        rows, columns = waferllm.pair(grid)
+        rows, columns = pair(grid)
         if rows > wafer.rows or columns > wafer.columns:
             raise ArgumentError(f"grid is {grid!r} PEs, and a {wafer.name} has {wafer.rows} x {wafer.columns}")
 

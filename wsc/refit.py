@@ -1,28 +1,28 @@
 """Fit the fitted constants of the machine model again, and see how far they carry to a model that was left out."""
 
 import dataclasses
-import io
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 
 from wsc.machine import baselines
 from wsc.machine.published import MEASUREMENTS, Measurement
 from wsc.machine.wafer import WSE2, Wafer
 from wsc.runtime.telemetry import Telemetry
+from wsc.tables import Printed
 from wsc.validate import decode_bytes, timed_layer
 
 # Constants of WSE-2 that were fitted, with the group of rows they were fitted to.
 FITTED = {"transcendental_cycles": "decode"}
 
 
-@dataclass(frozen=True)
-class Refit:
+@dataclass(frozen=True, repr=False)
+class Refit(Printed):
     """Constants fitted anew: by name (in the code, found), residuals of the rows in percent, and what the rows of one
     model would miss by if only the other models had been fitted, in percent."""
 
@@ -38,13 +38,6 @@ class Refit:
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
         return dataclasses.asdict(self) | {"worst_left_out_percent": self.worst_left_out}
-
-    def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=110, force_jupyter=False)
-        console.print(self)
-        return console.file.getvalue()  # type: ignore[attr-defined]
-
-    __repr__ = __str__
 
     def __rich__(self) -> Group:
         constants = Table("constant", "in the code", "fitted", title="Fitted constants")

@@ -1,7 +1,6 @@
 """Which number of the hardware matters most to a placed program, and what it would do on many other wafers."""
 
 import dataclasses
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,22 +8,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from wsc.errors import ArgumentError
 from wsc.machine.wafer import Wafer, may_be_zero
 from wsc.runtime.executable import Executable
+from wsc.tables import Printed
 
 
-@dataclass(frozen=True)
-class Sensitivity:
+@dataclass(frozen=True, repr=False)
+class Sensitivity(Printed):
     """How the time of one run follows each hardware number, the largest first.
 
     `rows` are (name, value, unit, elasticity): the time changes by elasticity percent for one percent more of the
     number, at the compiled placement. -1 for the clock means that everything is counted in cycles.
     """
 
+    columns = 100
     rows: tuple[tuple[str, float, str, float], ...]
     conditions: str
 
@@ -41,18 +41,6 @@ class Sensitivity:
             if elasticity:
                 table.add_row(name, f"{value:,.4g}", unit, f"{elasticity:+.3f} %")
         return table
-
-    def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=100, force_jupyter=False)
-        console.print(self)
-        return console.file.getvalue()  # type: ignore[attr-defined]
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        console = Console(file=io.StringIO(), record=True, width=100, force_jupyter=False)
-        console.print(self)
-        return console.export_html(inline_styles=True, code_format="<pre style='font-size:12px'>{code}</pre>")
 
 
 def sensitivity(exe: Executable) -> Sensitivity:

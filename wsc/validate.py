@@ -1,14 +1,13 @@
 """Hold the machine model against everything that is published: one row a measurement, and a bar for each group."""
 
 import dataclasses
-import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 
 from wsc.errors import ArgumentError, FitError
@@ -20,6 +19,7 @@ from wsc.machine.published import BARS, MEASUREMENTS, Measurement
 from wsc.machine.steps import AllReduce, Compute, Step
 from wsc.machine.wafer import WAFERS, WSE2, WSE3, Wafer
 from wsc.runtime.telemetry import Telemetry
+from wsc.tables import Printed
 
 ADVERTISED_WSE2 = 850_000  # cores; the published KV capacities need more than the rectangle programs may use
 
@@ -42,10 +42,11 @@ class Row:
         return not self.measurement.fits
 
 
-@dataclass(frozen=True)
-class Validation:
+@dataclass(frozen=True, repr=False)
+class Validation(Printed):
     """Rows by group, with the bar each group is held to."""
 
+    columns = 150
     rows: tuple[Row, ...]
 
     def groups(self) -> dict[str, tuple[float, float, tuple[float, float] | None, bool]]:
@@ -107,13 +108,6 @@ class Validation:
             if r.note:
                 notes.setdefault(r.note, r.measurement.what)
         return Group(table, summary, *lines, *(f"{what}: {note}" for note, what in notes.items()))
-
-    def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=150, force_jupyter=False)
-        console.print(self)
-        return console.file.getvalue()  # type: ignore[attr-defined]
-
-    __repr__ = __str__
 
     def plot(self, path: str | Path | IO[bytes]) -> None:
         """Predicted against measured, both axes logarithmic, as a picture. Needs matplotlib."""
@@ -231,9 +225,8 @@ def _kv(model: str, grid: int, shifted: bool) -> tuple[float, str]:
 
     held = kv_tokens(config(model), grid, WSE2.sram_bytes, ADVERTISED_WSE2, shifted)
     beside = kv_tokens(config(model), grid, WSE2.sram_bytes, ADVERTISED_WSE2, shifted, WSE2.code_bytes)
-    return float(
-        held
-    ), f"weights and cache against all SRAM; beside {WSE2.code_bytes:,} B of code it would be {beside:,}"
+    note = f"weights and cache against all SRAM; beside {WSE2.code_bytes:,} B of code it would be {beside:,}"
+    return float(held), note
 
 
 @lru_cache(maxsize=8)
@@ -250,7 +243,7 @@ def _service(model: str, wafers: int) -> tuple[float, str]:
         used = exe.program.wafers
         note = f"we need {used} wafers, since {WSE3.code_bytes:,} B of every PE are kept for code; "
     predicted = exe.cost_analysis()["tokens_per_second"]
-    ratio = predicted / {"llama-3.1-8b": 1800, "llama-3.1-70b": 450}[model]
+    ratio = predicted / next(m.value for m in MEASUREMENTS if m.setting == ("service", model, wafers))
     return predicted, (
         f"{note}ours is {ratio:.2f} of the service at 0.875 GHz, context 8,192, batch 1, bfloat16 on {used} wafer(s). "
         "The model leaves out what a product has: a clock that may be higher (0.85 to 1.1 GHz seen), kernels that "

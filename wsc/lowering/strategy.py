@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from wsc.errors import ArgumentError
 from wsc.machine.wafer import WSE3, Wafer
 
 
@@ -27,3 +29,10 @@ class Strategy:
 
 
 WSC = Strategy("wsc")
+
+
+def pair(grid: Any) -> tuple[int, int]:
+    """(rows, columns) of a grid. Raises ArgumentError for anything else."""
+    if not isinstance(grid, tuple | list) or len(grid) != 2 or not all(isinstance(n, int) and n >= 1 for n in grid):
+        raise ArgumentError(f"grid is {grid!r}: it must be (rows, columns) of PEs, such as (540, 540)")
+    return grid[0], grid[1]

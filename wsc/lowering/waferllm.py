@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from wsc.errors import ArgumentError
-from wsc.lowering.strategy import Strategy
+from wsc.lowering.strategy import Strategy, pair
 from wsc.machine.wafer import WSE2
 
 GROUPS = {360: 18, 420: 20, 540: 20, 600: 24, 660: 22, 720: 24}  # number of groups by P, as published
@@ -52,13 +52,6 @@ class Sizes:
         return cls(grid, *(-(-n // grid) for n in (config.hidden_size, config.intermediate_size, tokens)))
 
 
-def pair(grid: Any) -> tuple[int, int]:
-    """(rows, columns) of a grid. Raises ArgumentError for anything else."""
-    if not isinstance(grid, tuple | list) or len(grid) != 2 or not all(isinstance(n, int) and n >= 1 for n in grid):
-        raise ArgumentError(f"grid is {grid!r}: it must be (rows, columns) of PEs, such as (540, 540)")
-    return grid[0], grid[1]
-
-
 def square(grid: Any) -> int:
     """P of a grid (P, P). Raises ArgumentError for anything else."""
     rows, columns = pair(grid)
@@ -80,7 +73,8 @@ def weights(s: Sizes) -> dict:
         return jax.ShapeDtypeStruct((p, length), DTYPE)
 
     names = {"q": (d, d), "k": (d, d), "v": (d, d), "o": (d, d), "up": (d, f), "gate": (d, f), "down": (f, d)}
-    return {"layer": {name: matrix(*shape) for name, shape in names.items()} | {"norm": vector(d), "norm2": vector(d)}}
+    vectors = {"norm": vector(d), "norm2": vector(d), "cos": vector(d // 2), "sin": vector(d // 2)}
+    return {"layer": {name: matrix(*shape) for name, shape in names.items()} | vectors}
 
 
 def decode_arguments(s: Sizes) -> tuple:
@@ -88,17 +82,12 @@ def decode_arguments(s: Sizes) -> tuple:
     found = weights(s)
     found["layer"]["keys"] = jax.ShapeDtypeStruct((s.grid, s.features, s.grid, s.tokens), DTYPE)
     found["layer"]["values"] = jax.ShapeDtypeStruct((s.grid, s.tokens, s.grid, s.features), DTYPE)
-    pairs = jax.ShapeDtypeStruct((s.grid, s.features // 2), DTYPE)
-    found["layer"] |= {"cos": pairs, "sin": pairs}
     return found, jax.ShapeDtypeStruct((s.grid, s.features), DTYPE)
 
 
 def prefill_arguments(s: Sizes) -> tuple:
     """Shapes of the arguments of `prefill_layer`: (weights, x[P, tokens/P, P, d/P])."""
-    found = weights(s)
-    pairs = jax.ShapeDtypeStruct((s.grid, s.features // 2), DTYPE)
-    found["layer"] |= {"cos": pairs, "sin": pairs}
-    return found, jax.ShapeDtypeStruct((s.grid, s.tokens, s.grid, s.features), DTYPE)
+    return weights(s), jax.ShapeDtypeStruct((s.grid, s.tokens, s.grid, s.features), DTYPE)
 
 
 def _dot(x: jax.Array, w: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ import numpy as np
 from jax.core import Tracer
 
 from wsc.errors import ArgumentError
+from wsc.machine.numbers import maximum, plain, where
 from wsc.machine.wafer import Wafer, number
 
 _RENT = "middle of cloud list prices an hour, early 2026; no one source"
@@ -202,14 +203,12 @@ def decode(
     width = 1.0 if accelerator.pipelined else _float(chips)
     memory = (weight_bytes + users * kv_bytes) / (accelerator.efficiency * accelerator.bytes_per_second * width)
     arithmetic = flops * users / (accelerator.flops * width)
-    slower = max(memory, arithmetic) if _plain(memory, arithmetic) else jnp.maximum(memory, arithmetic)
-    sync = 2 * layers * accelerator.sync_seconds
-    sync = (sync if width > 1 else 0.0) if _plain(width) else jnp.where(width > 1, sync, 0.0)
+    sync = where(width > 1, 2 * layers * accelerator.sync_seconds, 0.0)
     return Serving(
         name=accelerator.name,
         chips=chips,
         batch=batch,
-        seconds=slower + users * accelerator.sequence_seconds + sync,
+        seconds=maximum(memory, arithmetic) + users * accelerator.sequence_seconds + sync,
         watts=accelerator.watts * _float(chips),
         dollars_per_hour=accelerator.dollars_per_hour * _float(chips),
     )
@@ -225,7 +224,7 @@ def chips_needed(accelerator: Accelerator, weight_bytes: float, kv_bytes: float 
     _check("kv_bytes", kv_bytes)
     _check("batch", batch, above=True, whole=True)
     share = (_float(weight_bytes) + _float(kv_bytes) * _float(batch)) / accelerator.memory_bytes
-    count: Any = math.ceil(share) if _plain(share) else jnp.ceil(share)
+    count: Any = math.ceil(share) if plain(share) else jnp.ceil(share)
     return count
 
 
@@ -273,13 +272,8 @@ def fit_gpu(
     return float(1 / slowdown), float(sequence_seconds)
 
 
-def _plain(*values: Any) -> bool:
-    """Whether all are Python's or numpy's numbers, nothing that JAX traces."""
-    return all(isinstance(v, Real) for v in values)
-
-
 def _float(value: Any) -> Any:
-    return float(value) if _plain(value) else value * 1.0
+    return float(value) if isinstance(value, Real) else value * 1.0
 
 
 def _check(name: str, value: Any, above: bool = False, whole: bool = False) -> None:
@@ -288,9 +282,10 @@ def _check(name: str, value: Any, above: bool = False, whole: bool = False) -> N
         return
     if isinstance(value, jax.Array | np.ndarray) and value.size and np.issubdtype(value.dtype, np.number):
         value = float(np.min(value)) if np.isfinite(np.asarray(value)).all() else math.nan
-    if not _plain(value) or isinstance(value, bool) or not math.isfinite(value):
+    amount = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(amount):
         raise ArgumentError(f"{name} is {value!r}: it must be a finite number")
-    if value < 0 or (above and value == 0) or (whole and value != int(value)):
+    if amount < 0 or (above and amount == 0) or (whole and amount != int(amount)):
         raise ArgumentError(
             f"{name} is {value!r}: it must be {'whole and ' * whole}{'above' if above else 'at least'} 0"
         )

@@ -9,13 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Number = Any  # a float, or a JAX array or tracer of floats
 
 
 def plain(*values: Number) -> bool:
     """No JAX array or tracer among them."""
-    return all(isinstance(v, float | int) for v in values)
+    return all(isinstance(v, float | int | np.floating | np.integer) for v in values)
 
 
 def maximum(*values: Number) -> Number:

@@ -47,7 +47,7 @@ def reduce_line(values: list[np.ndarray], algorithm: str, shape: tuple[int, ...]
     if algorithm == "k_level":
         for size in k_levels(len(held), shape):
             held = [reduce_line(held[i : i + size], "centre_chain") for i in range(0, len(held), size)]
-    elif algorithm == "chain" or (algorithm == "generated" and shape[0] >= len(held) - 1):
+    elif algorithm == "chain":
         for pe in range(len(held) - 1, 0, -1):
             held[pe - 1] = held[pe - 1] + held[pe]
     elif algorithm == "star":

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
+
+from wsc.tables import Printed
 
 if TYPE_CHECKING:
     from wsc.machine.baselines import Serving
     from wsc.runtime.executable import Executable
 
 
-class Report:
+class Report(Printed):
     """What a program costs on its wafer, by cause and by stage. Print it, or show it in a notebook."""
 
     def __init__(self, executable: Executable):
@@ -23,19 +24,6 @@ class Report:
         tables = [self._summary(), self._causes(), self._stages(), self._memory()]
         others = self.executable.alternatives()
         return Group(*tables, *([self._alternatives(others)] if len(others) > 1 else []))
-
-    def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=110, force_jupyter=False)
-        console.print(self)
-        return console.file.getvalue()  # type: ignore[attr-defined]
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        console = Console(file=io.StringIO(), record=True, width=110, force_jupyter=False)
-        console.print(self)
-        return console.export_html(inline_styles=True, code_format="<pre style='font-size:12px'>{code}</pre>")
 
     def _summary(self) -> Table:
         program, t = self.executable.program, self.executable.telemetry
