@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from helpers import small
 from typer.testing import CliRunner
@@ -77,6 +78,18 @@ def test_compile_in_another_precision(tiny):
     assert single["weight_bytes"] == 2 * half["weight_bytes"]
 
 
+def test_compile_with_dead_pes(tiny):
+    args = ("compile", str(tiny), "--context", "32", "--wafer", "small", "--json", "--dead", "0.05", "--seed")
+    one, again, other = (json.loads(invoke(*args, seed)) for seed in ("1", "1", "2"))
+    dead = (np.random.default_rng(1).random((24, 24)) < 0.05).sum()
+    assert one["wafer"].startswith(f"small with {dead} dead PEs (") and "% of PEs lost, hops x 1." in one["wafer"]
+    assert one == again != other
+    result = RUN.invoke(app, ["compile", str(tiny), "--wafer", "small", "--dead", "0.5"])
+    assert result.exit_code == 1 and "rate of dead PEs is 0.5" in str(result.exception)
+    theirs = ("compile", str(tiny), "--strategy", "waferllm", "--grid", "8", "--context", "64", "--dead", "0.001")
+    assert json.loads(invoke(*theirs, "--json"))["wafer"].startswith("WSE-2 with ")
+
+
 def test_wafers_are_a_limit(tiny):
     result = RUN.invoke(app, ["compile", str(tiny), "--wafer", "small", "--context", "2000000", "--wafers", "1"])
     assert result.exit_code == 1
@@ -135,6 +148,15 @@ def test_sensitivity_json(tiny):
     found = json.loads(invoke("sensitivity", str(tiny), "--context", "64", "--json"))
     assert found["clock_hz"] < 0 < found["loop_cycles"]
     assert "context 64" in found["conditions"]
+
+
+def test_speculate(tiny):
+    args = ("speculate", str(tiny), str(tiny), "--tokens", "2", "--context", "32", "--wafer", "small")
+    text = invoke(*args, "--acceptance", "0.5")
+    assert "checked in one pass" in text and "a decode step of the draft" in text
+    found = json.loads(invoke(*args, "--acceptance", "0.5", "--verify", "stream", "--json"))
+    assert found["tokens_per_second"] * found["round_seconds"] == pytest.approx(1 + 0.5 + 0.25)
+    assert found["curve"]["acceptances"] == [0.5] and "context 32" in found["conditions"]
 
 
 def test_hardware_lists_every_number_with_its_source():

@@ -18,6 +18,7 @@ from wsc.runtime.executable import Executable
 from wsc.runtime.generate import LanguageModel
 from wsc.runtime.telemetry import Telemetry
 from wsc.sensitivity import sensitivity, sweep
+from wsc.speculative import Speculative, speculative
 from wsc.validate import validate
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "FitError",
     "LanguageModel",
     "Program",
+    "Speculative",
     "Telemetry",
     "TraceError",
     "UnsupportedError",
@@ -40,6 +42,7 @@ __all__ = [
     "compile",
     "models",
     "sensitivity",
+    "speculative",
     "sweep",
     "validate",
 ]

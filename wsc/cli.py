@@ -22,6 +22,7 @@ Wafer = Annotated[str, typer.Option(help="hardware: wse2 or wse3")]
 Wafers = Annotated[int | None, typer.Option(help="wafers at most; as many as are needed unless told")]
 Context = Annotated[int, typer.Option(help="tokens of the KV cache")]
 Batch = Annotated[int, typer.Option(help="users served by one step")]
+Weights = Annotated[str, typer.Option(help="stored as: model (the model's own dtype), int8 or int4")]
 Order = Annotated[str, typer.Option(help="how partial sums add up: fabric or xla")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object instead of tables")]
 
@@ -46,6 +47,7 @@ def run(
     wafer: Wafer = "wse3",
     wafers: Wafers = None,
     context: Context = 2048,
+    weights: Weights = "model",
     order: Order = "fabric",
     as_json: Json = False,
 ) -> None:
@@ -55,6 +57,7 @@ def run(
     network, tokenizer = wsc.models.load(model)
     if tokenizer is None:
         raise ArgumentError(f"{model} has no tokenizer beside it: put its tokenizer file into the same folder")
+    network = stored_as(network, weights)
     with waiting(f"placing {model} on the wafer"):
         exe: Any = wsc.compile(network, wafer=hardware(wafer), wafers=wafers, context=context, order=order)
     text = tokenizer.chat([{"role": "user", "content": prompt}]) if chat else prompt
@@ -95,20 +98,26 @@ def compile_(
     context: Context = 2048,
     batch: Batch = 1,
     dtype: Annotated[str | None, typer.Option(help="of weights and activations; the config's unless told")] = None,
+    weights: Weights = "model",
     strategy: Annotated[str, typer.Option(help="wsc, or waferllm: one layer, mapped as that paper does")] = "wsc",
     grid: Annotated[int | None, typer.Option(help="PEs of a side of every region, such as 540")] = None,
     prefill_chunk: Annotated[int | None, typer.Option(help="tokens a prefill program takes at a time")] = None,
+    dead: Annotated[float | None, typer.Option(help="share of PEs that are dead, at random: 0 to 0.2")] = None,
+    seed: Annotated[int, typer.Option(help="of the dead PEs")] = 0,
     text: Annotated[bool, typer.Option(help="print the placed program instead of the report")] = False,
     as_json: Json = False,
 ) -> None:
     """Place a model without its weights, and report what one decode step costs."""
     import wsc
 
-    network = wsc.models.Llama.abstract(config_of(model), dtype=dtype)
+    network = stored_as(wsc.models.Llama.abstract(config_of(model), dtype=dtype), weights)
+    chosen = None if wafer is None else hardware(wafer)
+    if dead is not None:
+        chosen = (chosen or hardware("wse2" if strategy == "waferllm" else "wse3")).with_defects(dead, seed)
     with waiting(f"placing {model} on the wafer"):
         exe = wsc.compile(
             network,
-            wafer=None if wafer is None else hardware(wafer),
+            wafer=chosen,
             wafers=wafers,
             context=context,
             batch=batch,
@@ -187,6 +196,33 @@ def sensitivity(
     print(json.dumps({"conditions": found.conditions} | found.as_dict())) if as_json else out.print(found)
 
 
+@app.command()
+def speculate(
+    target: Annotated[str, typer.Argument(help="the model that decides: a named config or a config.json")],
+    draft: Annotated[str, typer.Argument(help="the small one that proposes, of the same vocabulary")],
+    tokens: Annotated[int, typer.Option(help="drafted tokens a round")] = 4,
+    acceptance: Annotated[float, typer.Option(help="share of the judged tokens that the target accepts")] = 0.8,
+    verify: Annotated[str, typer.Option(help="how the target checks them: pass or stream")] = "pass",
+    wafer: Wafer = "wse3",
+    wafers: Wafers = None,
+    context: Context = 2048,
+    as_json: Json = False,
+) -> None:
+    """Place two models without their weights, and report what speculative decoding would give."""
+    import wsc
+
+    networks = [wsc.models.Llama.abstract(config_of(name)) for name in (target, draft)]
+    options: dict[str, Any] = {"wafer": hardware(wafer), "wafers": wafers, "context": context}
+    with waiting(f"placing {target} and {draft} on the wafer"):
+        plan = wsc.speculative(*networks, tokens=tokens, verify=verify, **options)
+        curve = plan.curve([acceptance])
+    if as_json:
+        rate = {"acceptance": acceptance, "tokens_per_second": float(plan.tokens_per_second(acceptance))}
+        print(json.dumps({"target": target, "draft": draft} | plan.as_dict() | rate | {"curve": curve.as_dict()}))
+    else:
+        out.print(plan, curve)
+
+
 @app.command("hardware")
 def hardware_(
     wafer: Annotated[str, typer.Argument(help="wse2 or wse3")] = "wse3",
@@ -211,6 +247,16 @@ def hardware(name: str) -> Any:
     if name.lower() not in WAFERS:
         raise ArgumentError(f"no wafer named {name!r}: there are {', '.join(WAFERS)}")
     return WAFERS[name.lower()]
+
+
+def stored_as(network: Any, weights: str) -> Any:
+    """The model with its weights stored as the option says."""
+    from wsc.models import quantize
+
+    bits = {"int8": 8, "int4": 4}
+    if weights not in ("model", *bits):
+        raise ArgumentError(f"weights is {weights!r}: it must be one of model, {', '.join(bits)}")
+    return network if weights == "model" else quantize(network, bits[weights])
 
 
 def config_of(model: str) -> Any:

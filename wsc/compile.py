@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsc.errors import ArgumentError, TraceError, UnsupportedError, WscError
-from wsc.lowering import jaxapi, waferllm
+from wsc.errors import ArgumentError, FitError, TraceError, UnsupportedError, WscError
+from wsc.lowering import jaxapi, plancache, waferllm
 from wsc.lowering.build import Conditions, build_programs
 from wsc.lowering.check import check
-from wsc.lowering.normalize import normalize
+from wsc.lowering.normalize import Normal, normalize
 from wsc.lowering.place import Planned, place
 from wsc.lowering.plan import plan_stages
+from wsc.lowering.rewrite import rewrite
 from wsc.lowering.roles import find_roles
 from wsc.lowering.strategy import WSC, Strategy, pair
 from wsc.machine.wafer import Wafer
@@ -97,14 +98,48 @@ def _lower(
     entries: list[Entry], wafer: Wafer, wafers: int | None, strategy: Strategy, grid: tuple[int, int] | None
 ) -> list[tuple[Program, jaxapi.Traced]]:
     """The passes in order, for entries that share their weights and so their regions."""
+    traced, normals, planned = _plan(entries, strategy)
+
+    def search() -> dict:
+        return {"regions": plancache.pack(place(planned, wafer, wafers, grid))}
+
+    def build(plan: dict) -> list[Program]:
+        regions = plancache.unpack(plan["regions"], wafers, grid)
+        programs = build_programs(normals, planned, regions, wafer, [e.conditions for e in entries])
+        check(programs)
+        return programs
+
+    key = plancache.key([p.stages for p in planned], strategy.name, wafer, wafers, grid)
+    return list(zip(plancache.cached(key, search, build), traced, strict=True))
+
+
+def _plan(entries: list[Entry], strategy: Strategy) -> tuple[list[jaxapi.Traced], list[Normal], list[Planned]]:
+    """The passes before placement; the first entry leads."""
     traced = [_trace(e) for e in entries]
     normals = [normalize(t) for t in traced]
+    if strategy.compiled:
+        normals = [rewrite(n, _leaves(e)) for n, e in zip(normals, entries, strict=True)]
     roles = [find_roles(n, t.arg_names, _leaves(e)) for n, t, e in zip(normals, traced, entries, strict=True)]
     planned = [Planned(plan_stages(n, r), r, strategy) for n, r in zip(normals, roles, strict=True)]
-    regions = place(planned, wafer, wafers, grid)
-    programs = build_programs(normals, planned, regions, wafer, [e.conditions for e in entries])
-    check(programs)
-    return list(zip(programs, traced, strict=True))
+    for follower in planned[1:]:
+        follower.leader = planned[0]
+    return traced, normals, planned
+
+
+def further_pass(exe: LanguageModel, tokens: int) -> Program:
+    """The prefill program of another number of tokens, on the regions and with the weights of a compiled model.
+
+    Raises FitError when it does not fit there.
+    """
+    entries = [_step(exe.model, n, exe.context, exe.batch) for n in (1, tokens)]
+    _, normals, planned = _plan(entries, WSC)
+    regions = [s.region for s in exe.program.stages]
+    _, found = build_programs(normals, planned, regions, exe.program.wafer, [e.conditions for e in entries])
+    layouts = [[w.layout for s in p.stages for w in s.weights] for p in (exe.program, found)]
+    if layouts[0] != layouts[1]:
+        raise FitError(f"{tokens} tokens at a time do not fit these regions with the weights laid as they are")
+    check([exe.program, found])
+    return found
 
 
 def _strategy(name: str) -> Strategy:

@@ -4,7 +4,9 @@ A region is a mesh of PEs with axes `y` (rows) and `x` (columns). A `Layout` say
 of an array is cut along each axis. Several dimensions cut along one axis nest, the first outermost: its parts get
 segments of equal length, which the next dimension divides again. A dimension cut along both axes is cut into all
 y * x parts; which axis is outer follows from how the layout came to be, and the tiles are as large either way. The
-PEs of a segment that no further dimension divides all hold the same part (replication).
+PEs of a segment that no further dimension divides all hold the same part (replication). A dimension may be folded
+before it is cut: its `folds` equal pieces lie over each other, and a PE holds the same part of each. The halves of
+a head that a rotation mixes then meet on one PE.
 """
 
 import math
@@ -33,14 +35,36 @@ class Layout:
     >>> q = Layout(y=(1, 1), x=(8, 16))            # 8 heads x 128 features over x
     >>> q.local((8, 128)), q.spec                # prints as JAX does
     ((1, 8), P('x', 'x'))
+    >>> Layout((1,), (16,)).folded(0, 2).local((120,))     # halves of 60 in 16 parts of 4, two of them a PE
+    (8,)
     """
 
     y: tuple[int, ...]
     x: tuple[int, ...]
+    folds: tuple[int, ...] = ()  # pieces of each dimension; none means that nothing is folded
+
+    def __post_init__(self):
+        """Equal layouts are equal values: what is not cut is not folded."""
+        folds = tuple(f if y * x > 1 else 1 for f, y, x in zip(self.folds, self.y, self.x, strict=False))
+        object.__setattr__(self, "folds", folds if any(f > 1 for f in folds) else ())
+
+    def fold(self, dim: int) -> int:
+        """Pieces of a dimension that lie over each other."""
+        return self.folds[dim] if self.folds else 1
+
+    def folded(self, dim: int, pieces: int) -> "Layout":
+        """The same with dimension `dim` folded."""
+        folds = self.folds or (1,) * len(self.y)
+        return Layout(self.y, self.x, (*folds[:dim], pieces, *folds[dim + 1 :]))
+
+    def unfolded(self, dims=None) -> "Layout":
+        """The same with the dimensions `dims` (all of them by default) not folded."""
+        return Layout(self.y, self.x, tuple(1 if dims is None or d in dims else f for d, f in enumerate(self.folds)))
 
     def local(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The tile of the fullest PE, elements a dimension."""
-        return tuple(-(-n // (y * x)) for n, y, x in zip(shape, self.y, self.x, strict=True))
+        folds = self.folds or (1,) * len(shape)
+        return tuple(f * -(-n // (f * y * x)) for n, y, x, f in zip(shape, self.y, self.x, folds, strict=True))
 
     def size(self, shape: tuple[int, ...]) -> int:
         """Elements of that tile."""
@@ -72,13 +96,15 @@ class Layout:
 
     def with_axis(self, axis: str, parts) -> "Layout":
         parts = tuple(parts)
-        return Layout(parts, self.x) if axis == "y" else Layout(self.y, parts)
+        return Layout(parts, self.x, self.folds) if axis == "y" else Layout(self.y, parts, self.folds)
 
     def take(self, dims) -> "Layout":
         """The layout of the dimensions `dims`, in that order; None stands for a dimension that is not cut."""
         dims = list(dims)
         return Layout(
-            tuple(1 if d is None else self.y[d] for d in dims), tuple(1 if d is None else self.x[d] for d in dims)
+            tuple(1 if d is None else self.y[d] for d in dims),
+            tuple(1 if d is None else self.x[d] for d in dims),
+            tuple(1 if d is None else self.fold(d) for d in dims),
         )
 
     def uncut(self, dims) -> "Layout":
@@ -88,8 +114,9 @@ class Layout:
 
     def __str__(self) -> str:
         cells = []
-        for y, x in zip(self.y, self.x, strict=True):
-            cells.append("".join(f"{a}{parts}" for a, parts in (("y", y), ("x", x)) if parts > 1) or "-")
+        for d, (y, x) in enumerate(zip(self.y, self.x, strict=True)):
+            cell = "".join(f"{a}{parts}" for a, parts in (("y", y), ("x", x)) if parts > 1) or "-"
+            cells.append(f"{self.fold(d)}~{cell}" if self.fold(d) > 1 else cell)
         return "[" + " ".join(cells) + "]"
 
 

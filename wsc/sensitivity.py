@@ -61,7 +61,7 @@ def sensitivity(exe: Executable) -> Sensitivity:
         along = jax.vmap(lambda direction: jax.jvp(_seconds(exe, names), (at,), (direction,))[1])
         gradient = dict(zip(names, np.asarray(jax.jit(along)(directions)), strict=True))
     whole = exe.telemetry.seconds or 1.0
-    units = {f.name: f.metadata["unit"] for f in dataclasses.fields(Wafer) if f.name != "name"}
+    units = {f.name: f.metadata["unit"] for f in dataclasses.fields(Wafer) if f.name in values}
     rows = [(n, v, units[n], float(gradient[n]) * v / whole) for n, v in values.items()]
     rows.sort(key=lambda row: (-abs(row[3]), row[0]))
     return Sensitivity(tuple(rows), f"{exe.program.wafers} x {wafer.name}, {exe.program.conditions}")
@@ -104,7 +104,8 @@ def sweep(exe: Executable, **numbers: Any) -> np.ndarray:
 
 # Numbers that the compiled program has used up: where things lie, not how long they take.
 _COUNTED = {
-    "name", "columns", "rows", "sram_bytes", "code_bytes", "align_bytes", "wavelet_bytes", "colors", "switch_positions",
+    "name", "defects", "columns", "rows", "sram_bytes", "code_bytes", "align_bytes", "wavelet_bytes", "colors",
+    "switch_positions",
     "sram_bytes_per_cycle", "idle_watts", "busy_watts", "pe_joules_per_cycle", "hop_joules_per_bit",
     "dollars_per_hour", "fabric_inputs",
 }  # fmt: skip

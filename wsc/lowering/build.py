@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from wsc.errors import FitError
 from wsc.lowering import jaxapi
 from wsc.lowering.jaxapi import Literal
@@ -117,7 +115,7 @@ def _bring(v: Any, source: int | None, target: int, regions: list[Region], wafer
     a, b = regions[source], regions[target]
     if a.wafer != b.wafer:
         return (WaferLink(nbytes),)
-    words = wavelets(v.aval.size, v.aval.dtype.itemsize, wafer)
+    words = wavelets(nbytes, 1, wafer)
     if a.y == b.y:
         gap = max(a.x, b.x) - min(a.x + a.width, b.x + b.width)
         return (Move(max(0, gap) + b.width, words, b.height),)
@@ -126,7 +124,7 @@ def _bring(v: Any, source: int | None, target: int, regions: list[Region], wafer
 
 
 def _nbytes(aval) -> int:
-    return aval.size * (8 if jaxapi.is_extended(aval.dtype) else np.dtype(aval.dtype).itemsize)
+    return jaxapi.nbytes(aval.shape, aval.dtype)
 
 
 def _control_bytes(normal: Normal, roles: Roles) -> int:

@@ -1,6 +1,8 @@
 """The rules of a placed program, as a program: run after every compile, and in tests after every pass."""
 
-from wsc.layout import Layout
+import numpy as np
+
+from wsc.layout import Grid, Layout
 from wsc.program import PlacedStage, Program
 
 
@@ -18,13 +20,14 @@ def check(programs: list[Program]) -> None:
             if i and not program.stages[i - 1].region.touches(stage.region):
                 raise BrokenRule(f"stage {stage.name} does not touch the one before it")
         _apart(program)
+        _alive(program)
         for stage in program.stages:
             if stage.colors > program.wafer.colors:
                 raise BrokenRule(f"stage {stage.name} takes {stage.colors} colors of {program.wafer.colors}")
-        done: set[int] = set()
+        done: set[tuple[int, Grid]] = set()
         for stage in program.stages:
-            if stage.template not in done:
-                done.add(stage.template)
+            if (stage.template, stage.region.grid) not in done:
+                done.add((stage.template, stage.region.grid))
                 _memory(program, stage)
                 _layouts(stage)
     first = programs[0]
@@ -54,6 +57,24 @@ def _apart(program: Program) -> None:
                 break
             if a.overlaps(b):
                 raise BrokenRule(f"regions overlap: {a} and {b}")
+
+
+def _alive(program: Program) -> None:
+    """No PE of any region is dead, and no two are the same one. All wafers of a program have the same dead PEs."""
+    defects = program.wafer.defects
+    if defects is None:
+        return
+    on_wafer: dict[int, set[tuple[int, int, int, int]]] = {}
+    for r in {s.region for s in program.stages}:
+        on_wafer.setdefault(r.wafer, set()).add((r.y, r.x, r.height, r.width))
+    for rectangles in {frozenset(found) for found in on_wafer.values()}:
+        used = np.zeros((defects.rows, defects.columns), bool)
+        for y, x, height, width in rectangles:
+            used[defects.physical(np.arange(y, y + height)[:, None], np.arange(x, x + width))] = True
+        if (used & defects.dead).any():
+            raise BrokenRule(f"dead PEs are in use on a {program.wafer.name}")
+        if np.count_nonzero(used) != sum(height * width for *_, height, width in rectangles):
+            raise BrokenRule(f"two PEs of a program are the same one on a {program.wafer.name}")
 
 
 def _memory(program: Program, stage: PlacedStage) -> None:

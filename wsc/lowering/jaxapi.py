@@ -5,6 +5,7 @@ The IR is JAX's own: a `Jaxpr` of equations over `Var`s and `Literal`s. Equation
 """
 
 import importlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +137,24 @@ def scope(eqn: Eqn) -> str:
 def is_extended(dtype) -> bool:
     """A dtype that numpy has no word for, such as a PRNG key."""
     return jax.numpy.issubdtype(dtype, jax.dtypes.extended)
+
+
+def bits_of(dtype) -> int:
+    """Bits of an element as a PE stores it: packed, where numpy takes a byte for four bits.
+
+    >>> [bits_of(jax.numpy.dtype(d)) for d in ("int4", "int8", "bool", "bfloat16")]
+    [4, 8, 8, 16]
+    """
+    return 64 if is_extended(dtype) else jax.dtypes.itemsize_bits(dtype)
+
+
+def nbytes(shape: tuple[int, ...], dtype) -> int:
+    """Whole bytes of an array, its elements packed.
+
+    >>> nbytes((5, 3), jax.numpy.dtype("int4"))
+    8
+    """
+    return -(-math.prod(shape) * bits_of(dtype) // 8)
 
 
 def is_nnx_module(value) -> bool:

@@ -38,6 +38,19 @@ def nest(shape: tuple[int, ...], pes: int) -> tuple[int, ...]:
     return tuple(parts)
 
 
+def fill(parts: tuple[int, ...], sizes: tuple[int, ...], pes: int) -> tuple[int, ...]:
+    """`parts` of nested dimensions, where PEs that are left over share what the innermost cut ones have left.
+
+    >>> fill((8, 1, 4), (8, 4, 128), 170)
+    (8, 1, 19)
+    """
+    found = list(parts)
+    last = max((d for d, p in enumerate(parts) if p > 1), default=0)
+    for d in range(last, len(found)):
+        found[d] = cut(sizes[d], found[d] * (pes // math.prod(found)))
+    return tuple(found)
+
+
 def shared_out(at: Layout, shape: tuple[int, ...], axis: str, pes: int) -> Layout:
     """PEs that all hold the same tile go on with a share of it each; dropping the rest costs nothing.
 
@@ -79,14 +92,14 @@ def all_reduce(
     lines = grid.pes // pes * strides(parts, pes)[-1] * math.prod(p for d, p in enumerate(parts) if d not in dims)
     words = wavelets(elements, itemsize, wafer)
     name, shape = choose_all_reduce(participants, words, span, wafer, strategy)
-    return [AllReduce(name, participants, span, words, lines, shape)]
+    return [AllReduce(name, participants, span, words, lines, shape, straight=strategy.compiled)]
 
 
 def choose_all_reduce(pes: int, words: int, span: int, wafer: Wafer, strategy: Strategy) -> tuple[str, tuple[int, ...]]:
     """(algorithm, shape) that the strategy names, or the cheapest."""
     if strategy.all_reduce is not None:
         return strategy.all_reduce(pes)
-    return collectives.cheapest_all_reduce(pes, words, span, Costs.of(wafer), int(wafer.colors))
+    return collectives.cheapest_all_reduce(pes, words, span, Costs.of(wafer, strategy.compiled), int(wafer.colors))
 
 
 def _blocks(parts: tuple[int, ...], shape: tuple[int, ...], pes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -102,11 +115,13 @@ def _blocks(parts: tuple[int, ...], shape: tuple[int, ...], pes: int) -> tuple[n
     return start, np.minimum(start + tile, shape), active
 
 
-def _owner(parts: tuple[int, ...], shape: tuple[int, ...], pes: int, index: Sequence[np.ndarray]) -> np.ndarray:
+def _owner(
+    parts: tuple[int, ...], shape: tuple[int, ...], pes: int, index: Sequence[np.ndarray], folds: Sequence[int]
+) -> np.ndarray:
     """The first PE of an axis that holds each element; `index` has one array a dimension."""
     owner = np.zeros(np.broadcast_shapes(*(i.shape for i in index)), dtype=np.int64)
-    for n, p, stride, i in zip(shape, parts, strides(parts, pes), index, strict=True):
-        owner = owner + i // -(-n // p) * stride
+    for n, p, stride, i, f in zip(shape, parts, strides(parts, pes), index, folds, strict=True):
+        owner = owner + i % -(-n // f) // -(-n // (f * p)) * stride
     return owner
 
 
@@ -126,8 +141,8 @@ def _traffic(source: np.ndarray, target: np.ndarray, pes: int) -> tuple[int, int
 
 def exchange(
     shape: tuple[int, ...],
-    source: tuple[tuple[int, ...], tuple[int, ...]],
-    target: tuple[int, ...],
+    source: tuple[tuple[int, ...], Layout],
+    target: Layout,
     offset: tuple[int, ...],
     stride: tuple[int, ...],
     per_element: int,
@@ -139,16 +154,18 @@ def exchange(
     """PEs of an axis pass elements on: element i of `shape`, laid as `target`, was element offset + i*stride of an
     array of shape `source[0]` laid as `source[1]`. `per_element` elements, whole in the other dimensions, go along."""
     pes = getattr(grid, axis)
-    source_shape, source_parts = source
-    dims = [d for d in range(len(shape)) if source_parts[d] > 1 or target[d] > 1]
+    source_shape, before, after = source[0], source[1].along(axis), target.along(axis)
+    dims = [d for d in range(len(shape)) if before[d] > 1 or after[d] > 1]
     if not dims:
         return []
     index = np.meshgrid(*(np.arange(shape[d]) for d in dims), indexing="ij", sparse=True)
     came = [offset[d] + i * stride[d] for d, i in zip(dims, index, strict=True)]
-    first = _owner(tuple(source_parts[d] for d in dims), tuple(source_shape[d] for d in dims), pes, came)
-    last = _owner(tuple(target[d] for d in dims), tuple(shape[d] for d in dims), pes, index)
-    tile = math.prod(-(-shape[d] // target[d]) for d in dims)
-    return _passed_on(first, last, target, tile * per_element, per_element, axis, grid, itemsize, wafer)
+    old = [(before[d], source_shape[d], source[1].fold(d)) for d in dims]
+    new = [(after[d], shape[d], target.fold(d)) for d in dims]
+    first = _owner(*(tuple(c) for c in list(zip(*old, strict=True))[:2]), pes, came, [f for _, _, f in old])
+    last = _owner(*(tuple(c) for c in list(zip(*new, strict=True))[:2]), pes, index, [f for _, _, f in new])
+    tile = math.prod(f * -(-n // (f * p)) for p, n, f in new)
+    return _passed_on(first, last, after, tile * per_element, per_element, axis, grid, itemsize, wafer)
 
 
 def _passed_on(first, last, target, tile, per_element, axis: str, grid: Grid, itemsize, wafer: Wafer) -> list[Step]:
@@ -174,8 +191,10 @@ def regroup(
 ) -> tuple[Step, ...]:  # fmt: skip
     """A reshape along one axis: elements keep their order, and change PE only where the cuts do not agree."""
     pes = getattr(grid, axis)
-    first = _owner(parts, shape, pes, list(np.meshgrid(*map(np.arange, shape), indexing="ij", sparse=True)))
-    last = _owner(new_parts, new_shape, pes, list(np.meshgrid(*map(np.arange, new_shape), indexing="ij", sparse=True)))
+    first, last = (
+        _owner(p, s, pes, list(np.meshgrid(*map(np.arange, s), indexing="ij", sparse=True)), (1,) * len(s))
+        for p, s in ((parts, shape), (new_parts, new_shape))
+    )
     tile = math.prod(-(-n // p) for n, p in zip(new_shape, new_parts, strict=True)) * per_element
     return tuple(_passed_on(first, last, new_parts, tile, per_element, axis, grid, itemsize, wafer))
 
@@ -194,7 +213,7 @@ def relayout(
     for axis in sorted("yx", key=lambda a: math.prod(source.along(a)) - math.prod(target.along(a))):
         uncut = [min(a, b) for a, b in zip(source.along(_other(axis)), now.along(_other(axis)), strict=True)]
         extent = tuple(-(-n // o) for n, o in zip(shape, uncut, strict=True))
-        steps += _along_axis(shape, extent, itemsize, now, target.along(axis), axis, grid, wafer)
+        steps += _along_axis(shape, extent, itemsize, now, target, axis, grid, wafer)
         now = now.with_axis(axis, target.along(axis))
     return tuple(steps)
 
@@ -203,25 +222,30 @@ def _other(axis: str) -> str:
     return "x" if axis == "y" else "y"
 
 
-def _along_axis(shape, extent, itemsize, now: Layout, parts, axis: str, grid: Grid, wafer: Wafer) -> list[Step]:
-    before, pes = now.along(axis), getattr(grid, axis)
-    if before == parts or math.prod(before) == 1:
+def _along_axis(
+    shape, extent, itemsize, now: Layout, target: Layout, axis: str, grid: Grid, wafer: Wafer
+) -> list[Step]:
+    before, parts, pes = now.along(axis), target.along(axis), getattr(grid, axis)
+    folds = [(now.fold(d) if b > 1 else 0, target.fold(d) if p > 1 else 0) for d, (b, p) in enumerate(zip(before, parts))]
+    refolded = any(0 < a != b > 0 for a, b in folds)
+    if (before == parts and not refolded) or math.prod(before) == 1:
         return []
-    after = now.with_axis(axis, parts)
-    have_from, have_to, has = _blocks(before, extent, pes)
-    need_from, need_to, needs = _blocks(parts, extent, pes)
-    inside = (have_from <= need_from) & (need_to <= have_to) & has[:, None]
-    if bool(inside[needs].all()):
-        return []
-    around = (need_from <= have_from) & (have_to <= need_to)
-    if bool(around[has & needs].all()) and bool(needs[has].all()):
-        segment = strides(parts, pes)[-1]
-        words = wavelets(after.size(shape), itemsize, wafer)
-        return [Multicast(segment, segment - 1, words, grid.pes // segment)]
+    if not refolded:
+        pieces = tuple(-(-n // max(1, *f)) for n, f in zip(extent, folds, strict=True))
+        have_from, have_to, has = _blocks(before, pieces, pes)
+        need_from, need_to, needs = _blocks(parts, pieces, pes)
+        inside = (have_from <= need_from) & (need_to <= have_to) & has[:, None]
+        if bool(inside[needs].all()):
+            return []
+        around = (need_from <= have_from) & (have_to <= need_to)
+        if bool(around[has & needs].all()) and bool(needs[has].all()):
+            segment = strides(parts, pes)[-1]
+            words = wavelets(now.with_axis(axis, parts).size(shape), itemsize, wafer)
+            return [Multicast(segment, segment - 1, words, grid.pes // segment)]
     moving = [d for d in range(len(shape)) if before[d] > 1 or parts[d] > 1]
     per_element = math.prod(extent[d] for d in range(len(shape)) if d not in moving)
     zero, one = (0,) * len(shape), (1,) * len(shape)
-    return exchange(extent, (extent, before), parts, zero, one, per_element, axis, grid, itemsize, wafer)
+    return exchange(extent, (extent, now), target, zero, one, per_element, axis, grid, itemsize, wafer)
 
 
 def default_extent(limit: int) -> list[int]:

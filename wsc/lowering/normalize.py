@@ -45,10 +45,14 @@ class Normal:
 
 def normalize(traced: Traced) -> Normal:
     """The same function, flat. Its invars are those of the trace, in order, used or not."""
-    builder = _Builder()
+    builder = Builder()
     invars = [jaxapi.new_var(v.aval) for v in traced.jaxpr.invars]
     outs = builder.inline(traced.jaxpr, traced.consts, invars, None)
-    outvars = [builder.as_atom(o) for o in outs]
+    return finish(builder, invars, [builder.as_atom(o) for o in outs])
+
+
+def finish(builder: "Builder", invars: list, outvars: list) -> Normal:
+    """What was built, without what no output needs."""
     eqns = _live(builder.eqns, outvars)
     used = {v for e in eqns for v in e.invars if not isinstance(v, Literal)} | set(outvars_of(outvars))
     constvars = [v for v in builder.consts if v in used]
@@ -68,7 +72,7 @@ class _Known:
         self.atom: Any = None
 
 
-class _Builder:
+class Builder:
     def __init__(self):
         self.eqns: list = []
         self.consts: dict = {}  # constvar -> value
@@ -117,7 +121,7 @@ class _Builder:
             return list(operands)[: len(eqn.outvars)]
         if self._foldable(eqn, operands):
             return self._fold(eqn, operands)
-        return self._append(eqn, operands, caller)
+        return self.append(eqn, [self.as_atom(o) for o in operands], caller)
 
     def as_atom(self, value):
         """A `_Known` as a Literal (scalars) or a constvar (arrays); a Var as itself."""
@@ -133,8 +137,8 @@ class _Builder:
                 self.consts[value.atom] = value.value
         return value.atom
 
-    def _append(self, eqn, operands, caller) -> list:
-        atoms = [self.as_atom(o) for o in operands]
+    def append(self, eqn, atoms, caller) -> list:
+        """Emit one equation over `atoms`, or find the equal one that is there."""
         key = _key(eqn, atoms)
         if key is not None and key in self.seen:
             return self.seen[key]

@@ -9,12 +9,14 @@ import math
 from dataclasses import dataclass, field
 
 from wsc.errors import FitError
+from wsc.lowering import jaxapi
 from wsc.lowering.layout import Grid, default_extent
 from wsc.lowering.memory import buffer_bytes, stored_bytes
 from wsc.lowering.plan import Stage
 from wsc.lowering.roles import Roles
 from wsc.lowering.strategy import WSC, Strategy
-from wsc.lowering.tile import TiledStage, tile_stage
+from wsc.lowering.search import best_tiling
+from wsc.lowering.tile import TiledStage
 from wsc.machine.wafer import Wafer
 from wsc.program import Region
 
@@ -30,19 +32,21 @@ class Planned:
     stages: list[Stage]
     roles: Roles
     strategy: Strategy = WSC
+    leader: "Planned | None" = None  # the program whose weights and state it shares: it decides how they lie
     tiled: dict = field(default_factory=dict)  # (template, grid) -> TiledStage
 
     def tile(self, i: int, grid: Grid, wafer: Wafer) -> TiledStage:
         key = (self.stages[i].template, grid)
         if key not in self.tiled:
-            self.tiled[key] = tile_stage(self.stages[i], self.roles, grid, wafer, self.strategy)
+            decided = self.leader.tile(i, grid, wafer) if self.leader else None
+            self.tiled[key] = best_tiling(self.stages[i], self.roles, grid, wafer, self.strategy, decided)
         return self.tiled[key]
 
     def stored(self, i: int) -> int:
         """Bytes of weights and state of a stage, wherever they lie."""
         stage = self.stages[i]
         weights = sum(self.roles.weights[v].nbytes for v in stage.weights)
-        return weights + sum(v.aval.size * v.aval.dtype.itemsize for v in stage.states)
+        return weights + sum(jaxapi.nbytes(v.aval.shape, v.aval.dtype) for v in stage.states)
 
 
 def place(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from wsc.lowering import jaxapi
 from wsc.lowering.jaxapi import Literal
 from wsc.lowering.normalize import Normal
 from wsc.lowering.roles import Roles, Weight
@@ -53,9 +54,9 @@ def plan_stages(normal: Normal, roles: Roles) -> list[Stage]:
 def stage_key(weight: Weight) -> str:
     """The layer a weight belongs to: its path up to the first index, or its parent.
 
-    >>> stage_key(Weight("model.layers[3].attn.q.kernel", None, (), 2)), stage_key(Weight("params.h_3.w", None, (), 2))
+    >>> stage_key(Weight("m.layers[3].attn.q.kernel", None, (), None)), stage_key(Weight("params.h_3.w", None, (), None))
     ('layers[3]', 'h_3')
-    >>> stage_key(Weight("model.embed.embedding", None, (), 2)), stage_key(Weight("p.blocks.w", 7, (), 2))
+    >>> stage_key(Weight("model.embed.embedding", None, (), None)), stage_key(Weight("p.blocks.w", 7, (), None))
     ('embed', 'blocks[7]')
     """
     parts = re.findall(r"[^.\[\]]+|\[\d+\]", weight.path)
@@ -163,7 +164,7 @@ def _push_later(eqns, data, used, place: list[int], roles: Roles) -> None:
 
 
 def _bytes(values) -> int:
-    return sum(v.aval.size * v.aval.dtype.itemsize for v in values)
+    return sum(jaxapi.nbytes(v.aval.shape, v.aval.dtype) for v in values)
 
 
 def _fill(stages: list[Stage], normal: Normal, roles: Roles, data, views, place) -> None:
@@ -173,7 +174,7 @@ def _fill(stages: list[Stage], normal: Normal, roles: Roles, data, views, place)
     members: list[set[int]] = [set() for _ in stages]
     for i, p in zip(data, place, strict=True):
         members[p].add(i)
-    loose = [views[v] for v in outputs if v in views]
+    loose = [views[v] for v in normal.jaxpr.outvars if not isinstance(v, Literal) and v in views]
     for s, indices in enumerate(members):
         todo = [a for i in indices for a in eqns[i].invars]
         todo += [v for i in (loose if s == 0 else []) for v in eqns[i].outvars]
@@ -217,9 +218,7 @@ def _signature(stage: Stage, roles: Roles) -> tuple:
         refs = []
         for a in eqn.invars:
             if isinstance(a, Literal):
-                refs.append(
-                    ("literal", a.aval.str_short(), np.asarray(a.val).tobytes() if np.ndim(a.val) == 0 else id(a))
-                )
+                refs.append(("literal", a.aval.str_short(), np.asarray(a.val).tobytes()))  # a scalar, all of them
             else:
                 refs.append(local.setdefault(a, (len(local), roles.of(a), a.aval.shape, str(a.aval.dtype))))
         for v in eqn.outvars:

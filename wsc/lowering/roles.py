@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class Weight:
     path: str
     index: int | None
     shape: tuple[int, ...]
-    itemsize: int
+    dtype: Any
 
     @property
     def name(self) -> str:
@@ -28,7 +29,7 @@ class Weight:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.itemsize
+        return jaxapi.nbytes(self.shape, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def find_roles(normal: Normal, names: tuple[str, ...], weight_leaves: frozenset[
         if i in weight_leaves and not floating and v.aval.size > 1:
             kind[v] = "weight"  # quantized
         if kind[v] == "weight":
-            weights[v] = Weight(_clean(names[i]), None, tuple(v.aval.shape), v.aval.dtype.itemsize)
+            weights[v] = Weight(_clean(names[i]), None, tuple(v.aval.shape), v.aval.dtype)
     if not any(k in ("activation", "weight", "state") for k in kind.values()):
         kind.update((v, "activation") for v in jaxpr.invars if v.aval.shape != ())
 
@@ -75,7 +76,7 @@ def find_roles(normal: Normal, names: tuple[str, ...], weight_leaves: frozenset[
         if eqn.primitive.name == "slice" and eqn.invars[0] in weights and _is_row(eqn):
             whole, out = weights[eqn.invars[0]], eqn.outvars[0]
             start = eqn.params["start_indices"][0]
-            weights[out] = Weight(whole.path, start, tuple(out.aval.shape), whole.itemsize)
+            weights[out] = Weight(whole.path, start, tuple(out.aval.shape), whole.dtype)
     return Roles(kind, weights, dict(zip(jaxpr.invars, names, strict=True)))
 
 

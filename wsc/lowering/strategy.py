@@ -14,7 +14,8 @@ class Strategy:
 
     wafer: the hardware it is for, unless told otherwise
     all_reduce: (algorithm, shape) of every all-reduce among so many PEs; None takes the cheapest for each
-    shares: PEs that hold copies share slow operations among them
+    compiled: as a compiler does it: equations are rewritten, PEs that hold copies share slow operations, instructions
+        stand in straight-line code, accumulators lie apart from what they meet; else as kernels written by hand
     blocked: arrays come in blocks, their leading dimension one block a PE of the region (see `wsc.lowering.waferllm`)
     gemm_along: products of two operands that are cut along both axes run as rounds of neighbour exchange, their vector
         instructions along this dimension ("m" or "n"); None: one operand stays, the other comes to it
@@ -23,7 +24,7 @@ class Strategy:
     name: str
     wafer: Wafer = WSE3
     all_reduce: Callable[[int], tuple[str, tuple[int, ...]]] | None = None
-    shares: bool = True
+    compiled: bool = True
     blocked: bool = False
     gemm_along: str | None = None
 

@@ -4,8 +4,10 @@ Data flows forward: each rule is asked where its operands must lie, and steps ar
 Weights, constants and control lie as their users want them: their layouts are pulled backwards afterwards.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy as np
 from wsc.errors import UnsupportedError
 from wsc.lowering import jaxapi
 from wsc.lowering.jaxapi import Literal
+from wsc.lowering.fuse import together
 from wsc.lowering.layout import Grid, Layout, choose_all_reduce, relayout, whole
 from wsc.lowering.plan import Stage
 from wsc.lowering.roles import Roles
@@ -23,7 +26,7 @@ from wsc.lowering.rules.registry import default_layout, vector
 from wsc.lowering.strategy import WSC, Strategy
 from wsc.machine.colors import colors_needed
 from wsc.machine.cost import Cost, cost
-from wsc.machine.steps import AllReduce, Step
+from wsc.machine.steps import AllReduce, Compute, Multicast, Shift, Step
 from wsc.machine.wafer import Wafer
 
 
@@ -44,10 +47,10 @@ class Stored:
     position: int  # in the stage's list of weights or states
     layout: Layout
     shape: tuple[int, ...]
-    itemsize: int
+    dtype: Any
 
     def tile_bytes(self, align: int) -> int:
-        return -(-self.layout.size(self.shape) * self.itemsize // align) * align
+        return -(-jaxapi.nbytes(self.layout.local(self.shape), self.dtype) // align) * align
 
 
 @dataclass
@@ -60,6 +63,7 @@ class TiledStage:
     weights: list[Stored]
     states: list[Stored]
     buffers: list[tuple[int, int, int]] = field(default_factory=list)  # (bytes, first use, last use) by op position
+    hinted: bool = False  # values were laid where they will be wanted
 
     @cached_property
     def colors(self) -> int:
@@ -72,25 +76,35 @@ class TiledStage:
         return sum((cost(s, self.wafer) for op in self.ops if not op.control for s in op.steps), Cost())
 
 
-def tile_stage(stage: Stage, roles: Roles, grid: Grid, wafer: Wafer, strategy: Strategy = WSC) -> TiledStage:
+def tile_stage(
+    stage: Stage, roles: Roles, grid: Grid, wafer: Wafer, strategy: Strategy = WSC,
+    states: Mapping[int, Layout] = MappingProxyType({}), hints: Mapping[Any, Layout] = MappingProxyType({}),
+) -> TiledStage:  # fmt: skip
     """Tile a stage onto a region of `grid` PEs. Its collectives are the cheapest that the wafer's colors allow all
-    together: while they take too many, each is chosen under a smaller budget of its own."""
+    together: while they take too many, each is chosen under a smaller budget of its own.
+
+    `states` says how state lies, by position, where that is decided; `hints` where values will be wanted."""
     budget = int(wafer.colors)
-    tiled = _Tiler(stage, roles, Where(grid, wafer, strategy)).run()
+    tiled = _Tiler(stage, roles, Where(grid, wafer, strategy), states, hints).run()
     while tiled.colors > wafer.colors and budget > 1:
         budget -= 1
-        tiled = _Tiler(stage, roles, Where(grid, replace(wafer, colors=budget), strategy)).run()
+        tiled = _Tiler(stage, roles, Where(grid, replace(wafer, colors=budget), strategy), states, hints).run()
         tiled.wafer = wafer
     return tiled
 
 
 class _Tiler:
-    def __init__(self, stage: Stage, roles: Roles, where: Where):
-        self.stage, self.roles, self.where = stage, roles, where
-        self.at: dict[Any, Layout] = {}  # where activations and state lie
+    def __init__(self, stage: Stage, roles: Roles, where: Where, states, hints):
+        self.stage, self.roles, self.where, self.hints = stage, roles, where, hints
+        self.at: dict[Any, Layout] = {stage.states[p]: at for p, at in states.items()}  # where activations and state lie
         self.wanted: dict[Any, dict[Layout, None]] = {}  # the layouts that users want of flexible values
-        self.came: set = set()  # (value, layout) already brought about
+        self.came: dict[tuple, None] = {}  # (value, layout) already brought about, in order
         self.ops: list[TiledOp | None] = [None] * len(stage.eqns)
+        self.spreads = {
+            e.outvars[0]: e
+            for e, data in zip(stage.eqns, stage.data, strict=True)
+            if data and e.primitive.name == "broadcast_in_dim"
+        }
 
     def run(self) -> TiledStage:
         for v in self.stage.entries:
@@ -106,10 +120,10 @@ class _Tiler:
         self._lay_exports(ops)
         weights = [s for p, v in enumerate(self.stage.weights) for s in self._stored(p, v)]
         states = [
-            Stored(p, self.at.get(v) or default_layout(v.aval.shape, self.where), v.aval.shape, v.aval.dtype.itemsize)
+            Stored(p, self.at.get(v) or default_layout(v.aval.shape, self.where), v.aval.shape, v.aval.dtype)
             for p, v in enumerate(self.stage.states)
         ]
-        tiled = TiledStage(self.where.grid, self.where.wafer, ops, weights, states)
+        tiled = TiledStage(self.where.grid, self.where.wafer, ops, weights, states, hinted=bool(self.hints))
         tiled.buffers = self._buffers()
         return tiled
 
@@ -127,13 +141,26 @@ class _Tiler:
             elif operand.layout is None:
                 self.at[atom] = want  # state, at its first use
             elif operand.layout != want and (atom, want) not in self.came:
-                self.came.add((atom, want))
-                steps += relayout(
-                    operand.shape, operand.itemsize, operand.layout, want, self.where.grid, self.where.wafer
-                )
+                self.came[atom, want] = None
+                steps += self._bring(atom, want)
         for v, layout in zip(eqn.outvars, lowered.outs, strict=True):
             self.at[v] = layout
-        return TiledOp(lowered.ins, lowered.outs, (*steps, *lowered.steps))
+        return TiledOp(lowered.ins, lowered.outs, self._prepared([*steps, *lowered.steps]))
+
+    def _bring(self, atom, want: Layout) -> tuple[Step, ...]:
+        """The steps that lay a value as `want`; of a repeated one, what it repeats is brought."""
+        spread = self.spreads.get(atom)
+        while spread is not None:
+            (atom, out), params = (spread.invars[0], spread.outvars[0]), spread.params
+            (want,) = pull("broadcast_in_dim", params, [tuple(atom.aval.shape)], tuple(out.aval.shape), want)[:1]
+            spread = self.spreads.get(atom)
+        where, shape = self.where, tuple(atom.aval.shape)
+        return relayout(shape, _itemsize(atom.aval), self.at[atom], want, where.grid, where.wafer)
+
+    def _prepared(self, steps) -> tuple[Step, ...]:
+        """What a compiler emits is straight-line code."""
+        straight = self.where.strategy.compiled
+        return tuple(replace(s, straight=straight) if isinstance(s, Shift | Multicast) else s for s in steps)
 
     def _as_op(self, eqn) -> Op:
         ins = []
@@ -143,7 +170,12 @@ class _Tiler:
             ins.append(Operand(shape, itemsize, self.roles.of(a), layout))
         outs = [v.aval for v in eqn.outvars]
         return Op(
-            eqn.primitive.name, eqn.params, tuple(ins), tuple(tuple(o.shape) for o in outs), tuple(map(_itemsize, outs))
+            eqn.primitive.name,
+            eqn.params,
+            tuple(ins),
+            tuple(tuple(o.shape) for o in outs),
+            tuple(map(_itemsize, outs)),
+            self.hints.get(eqn.outvars[0]),
         )
 
     def _flexible_op(self, eqn) -> TiledOp:
@@ -160,33 +192,45 @@ class _Tiler:
                         self.wanted.setdefault(a, {})[want] = None
                 if name not in VIEWS and not stored:
                     kind = "transcendental" if name in TRANSCENDENTAL else "divide" if name in DIVIDE else "vector"
-                    steps.append(vector(layout, shape, _itemsize(v.aval), self.where, kind, flops=int(name in VECTOR)))
+                    step = vector(layout, shape, _itemsize(v.aval), self.where, kind, flops=int(name in VECTOR))
+                    weight = self.roles.of(v) == "weight"
+                    steps.append(_by_rows(step, layout.local(shape)) if weight else step)
         control = self.roles.of(eqn.outvars[0]) != "weight"
         outs = tuple(next(iter(self.wanted.get(v, {None: None}))) for v in eqn.outvars)
         return TiledOp(tuple(None for _ in eqn.invars), outs, tuple(steps), control)
 
     def _fuse(self, ops: list[TiledOp]) -> None:
-        """Products of one activation with several weights (Q, K and V; gate and up) are summed in one collective: all
-        are multiplied first, then their partial sums go one behind the other."""
-        sharing: dict[tuple, list[int]] = {}
-        for n, eqn in enumerate(self.stage.eqns):
-            moving = [a for a in eqn.invars if not isinstance(a, Literal) and not self.roles.flexible(a)]
-            sums = [s for s in ops[n].steps if isinstance(s, AllReduce)]
-            if eqn.primitive.name == "dot_general" and len(moving) == 1 and len(sums) == 1 and self.stage.data[n]:
-                step = sums[0]
-                sharing.setdefault((moving[0], step.pes, step.span, step.instances), []).append(n)
-        for (_, pes, span, _), members in sharing.items():
-            if len(members) > 1:
-                total = sum(s.wavelets for n in members for s in ops[n].steps if isinstance(s, AllReduce))
-                algorithm, shape = choose_all_reduce(pes, total, span, self.where.wafer, self.where.strategy)
-                ahead = 0
-                for n in members:
-                    fused = [
-                        replace(s, algorithm=algorithm, shape=shape, after=ahead) if isinstance(s, AllReduce) else s
-                        for s in ops[n].steps
-                    ]
-                    ahead += sum(s.wavelets for s in fused if isinstance(s, AllReduce))
-                    ops[n] = replace(ops[n], steps=tuple(fused))
+        """Sums over the same lines of PEs that do not wait for one another go together, one behind the other, such as
+        those of Q, K and V and of the norm before them. Products of one operand with several weights are one product:
+        every instruction works through the rows of all of them."""
+        wafer, strategy = self.where.wafer, self.where.strategy
+        for members in together(self.stage.eqns, ops, self.stage.data):
+            sums = [ops[n].steps[i] for n, i in members]
+            total = sum(s.wavelets for s in sums)
+            algorithm, shape = choose_all_reduce(sums[0].pes, total, sums[0].span, wafer, strategy)
+            ahead = 0
+            for (n, i), s in zip(members, sums, strict=True):
+                fused = replace(s, algorithm=algorithm, shape=shape, after=ahead)
+                ops[n] = replace(ops[n], steps=(*ops[n].steps[:i], fused, *ops[n].steps[i + 1 :]))
+                ahead += s.wavelets
+        worked: dict[tuple, int] = {}
+        for n, (eqn, op) in enumerate(zip(self.stage.eqns, ops, strict=True)):
+            for i, s in enumerate(op.steps):
+                if isinstance(s, Compute) and (key := self._shared_operand(eqn, op, s)):
+                    fused = replace(s, after=worked.get(key, 0))
+                    ops[n] = replace(op, steps=(*op.steps[:i], fused, *op.steps[i + 1 :]))
+                    worked[key] = fused.after + s.length
+
+    def _shared_operand(self, eqn, op: TiledOp, step: Compute) -> tuple | None:
+        """What products must have in common to be worked through by the same instructions: these run along a weight,
+        once for every element of the moving operand."""
+        if eqn.primitive.name != "dot_general" or not step.maps or not self.where.strategy.compiled:
+            return None
+        moving = [(a, at) for a, at in zip(eqn.invars, op.ins, strict=True) if not self.roles.flexible(a)]
+        if len(moving) != 1:
+            return None
+        ((atom, at),) = moving
+        return (atom, at, step.calls, step.maps, step.conflict) if step.calls == at.size(atom.aval.shape) else None
 
     def _lay_exports(self, ops: list[TiledOp]) -> None:
         """What leaves the stage is brought into the layout in which the next one expects it."""
@@ -196,12 +240,12 @@ class _Tiler:
             want = default_layout(shape, self.where)
             steps = relayout(shape, _itemsize(v.aval), self.at[v], want, self.where.grid, self.where.wafer)
             op = ops[n]
-            ops[n] = TiledOp(op.ins, op.outs, (*op.steps, *steps), op.control)
+            ops[n] = TiledOp(op.ins, op.outs, (*op.steps, *self._prepared(steps)), op.control)
 
     def _stored(self, position: int, v) -> list[Stored]:
-        shape, itemsize = tuple(v.aval.shape), _itemsize(v.aval)
+        shape = tuple(v.aval.shape)
         layouts = self.wanted.get(v) or {default_layout(shape, self.where): None}
-        return [Stored(position, layout, shape, itemsize) for layout in layouts]
+        return [Stored(position, layout, shape, v.aval.dtype) for layout in layouts]
 
     def _buffers(self) -> list[tuple[int, int, int]]:
         """Bytes a PE of every value computed in the stage, from the op that makes it to the last that reads it.
@@ -225,15 +269,23 @@ class _Tiler:
         for v, n in first.items():
             layouts = [self.at[v]] if v in self.at else list(self.wanted.get(v, ()))
             for layout in layouts:
-                nbytes = layout.size(tuple(v.aval.shape)) * _itemsize(v.aval)
+                nbytes = jaxapi.nbytes(layout.local(tuple(v.aval.shape)), v.aval.dtype)
                 align = self.where.wafer.align_bytes
                 found.append((-(-nbytes // align) * align, n, last.get(v, n)))
         for v, layout in self.came:  # copies brought into another layout for one op
             users = [n for n, e in enumerate(self.stage.eqns) if v in e.invars]
-            nbytes = layout.size(tuple(v.aval.shape)) * _itemsize(v.aval)
+            nbytes = jaxapi.nbytes(layout.local(tuple(v.aval.shape)), v.aval.dtype)
             align = self.where.wafer.align_bytes
             found.append((-(-nbytes // align) * align, min(users), max(users)))
         return found
+
+
+def _by_rows(step: Compute, tile: tuple[int, ...]) -> Compute:
+    """What is made of a weight, such as its dequantized values, is made where it is used, a row of the tile at a time
+    in a hardware map: no second tile is ever kept."""
+    if len(tile) < 2 or tile[0] == 1:
+        return step
+    return replace(step, calls=step.calls * tile[0], length=step.length // tile[0], maps=1, bare=False)
 
 
 def _itemsize(aval) -> int:

@@ -35,7 +35,7 @@ def two_levels(pes: int) -> tuple[str, tuple[int, ...]]:
     return "k_level", (-(-pes // groups),)
 
 
-WAFERLLM = Strategy("waferllm", WSE2, two_levels, shares=False, blocked=True, gemm_along="m")
+WAFERLLM = Strategy("waferllm", WSE2, two_levels, compiled=False, blocked=True, gemm_along="m")
 
 
 @dataclass(frozen=True)

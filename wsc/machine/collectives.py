@@ -41,12 +41,13 @@ class Costs(NamedTuple):
     width: Number = 1.0
 
     @classmethod
-    def of(cls, wafer: Wafer) -> "Costs":
+    def of(cls, wafer: Wafer, straight: bool = False) -> "Costs":
+        """`straight`: instructions stand in straight-line code, not in a loop."""
         return cls(
             wafer.hop_cycles,
             wafer.deliver_cycles,
             wafer.relay_cycles,
-            wafer.loop_cycles,
+            wafer.straight_cycles if straight else wafer.loop_cycles,
             wafer.link_wavelets_per_cycle,
         )
 

@@ -81,21 +81,21 @@ def _cost(step: Step, wafer: Wafer) -> Cost:
     match step:
         case Compute():
             return _compute(step, wafer)
-        case Multicast(pes, span, wavelets, instances):
-            form = collectives.multicast(Line(pes, wavelets, span), Costs.of(wafer))
+        case Multicast(pes, span, wavelets, instances, straight):
+            form = collectives.multicast(Line(pes, wavelets, span), Costs.of(wafer, straight))
             return _fabric(wafer, form, instances, wavelets * pes * instances)
         case Reduce(algorithm, pes, span, wavelets, instances):
             form = collectives.reduce(algorithm, Line(pes, wavelets, span), Costs.of(wafer))
             return _fabric(wafer, form, instances, 2 * form.sent * instances)
-        case AllReduce(algorithm, pes, span, wavelets, instances, _, after):
+        case AllReduce(wavelets=wavelets, after=after):
             whole = _all_reduce(step, after + wavelets, wafer)
             return whole + _all_reduce(step, after, wafer) * -1.0 if after else whole
-        case Shift(distance, wavelets, total, instances, largest):
+        case Shift(distance, wavelets, total, instances, largest, straight):
             sent = total / max(distance, 1) * instances
             return Cost(
                 latency=distance * wafer.hop_cycles + wafer.relay_cycles,
                 serial=wavelets / width,
-                overhead=2 * wafer.loop_cycles,
+                overhead=2 * (wafer.straight_cycles if straight else wafer.loop_cycles),
                 contention=(wavelets - largest) / width,
                 wavelets=sent,
                 hops=total * instances,
@@ -121,7 +121,8 @@ def _cost(step: Step, wafer: Wafer) -> Cost:
 
 
 def _all_reduce(step: AllReduce, wavelets: int, wafer: Wafer) -> Cost:
-    form = collectives.all_reduce(step.algorithm, Line(step.pes, wavelets, step.span), Costs.of(wafer), step.shape)
+    costs = Costs.of(wafer, step.straight)
+    form = collectives.all_reduce(step.algorithm, Line(step.pes, wavelets, step.span), costs, step.shape)
     return _fabric(wafer, form, step.instances, (2 * form.sent + wavelets * step.pes) * step.instances)
 
 
@@ -140,10 +141,16 @@ def _fabric(wafer: Wafer, form: Form, instances: int, touched: float) -> Cost:
 def _compute(step: Compute, wafer: Wafer) -> Cost:
     """Issue + ceil(length / lanes) an instruction, lanes by dtype and generation; both reads from one bank of SRAM take
     further passes. Around it a loop, or a hardware map for many calls; scalar functions run in a map."""
+    if step.after:
+        ahead = dataclasses.replace(step, length=step.after, after=0)
+        both = dataclasses.replace(step, length=step.after + step.length, after=0)
+        added = _compute(both, wafer) + _compute(ahead, wafer) * -1.0
+        return dataclasses.replace(added, flops=step.flops)
     elements = step.calls * step.length
+    around = wafer.straight_cycles if step.straight else wafer.loop_cycles
     if step.kind in ("transcendental", "divide"):
         one = wafer.transcendental_cycles if step.kind == "transcendental" else wafer.division_cycles
-        arithmetic, overhead = elements * one, 0.0 if step.bare else wafer.loop_cycles
+        arithmetic, overhead = elements * one, 0.0 if step.bare else around
     else:
         passes = 1 + step.conflict * wafer.conflict(step.itemsize)
         arithmetic = step.calls * ceil(step.length / wafer.lanes(step.kind, step.itemsize) * passes)
@@ -151,7 +158,7 @@ def _compute(step: Compute, wafer: Wafer) -> Cost:
         if step.maps:
             overhead = overhead + step.calls * wafer.map_cycles + step.maps * wafer.nest_cycles
         elif not step.bare:
-            overhead = overhead + step.calls * wafer.loop_cycles
+            overhead = overhead + step.calls * around
     return Cost(
         arithmetic=arithmetic,
         overhead=overhead,

@@ -23,18 +23,19 @@ def wavelets(elements: int, itemsize: int, wafer: Wafer) -> int:
 
 def tile_product(
     m: int, k: int, n: int, itemsize: int, wafer: Wafer, pes: int = 1, flops: int = 0, batch: int = 1,
-    along: str | None = None,
+    along: str | None = None, apart: bool = False,
 ) -> Compute:  # fmt: skip
     """[m, k] x [k, n] on every PE, `batch` times: vector instructions along a free dimension of one operand, scaled by
     elements of the other, in a hardware map within a loop, in the best order of the loops. `along` "m" or "n" is that
     dimension; the map then runs along the other one ("m") or along k ("n"), as in the published kernels. The banks of
-    accumulators and operand conflict, since nobody placed them apart."""
+    accumulators and operand conflict, unless accumulators are kept `apart`: twice, in two banks, so that every row
+    of the operand finds one of them in another bank than its own."""
     if along is not None:
         orders = [(m, k, n)] if along == "m" else [(n, m, k)]
     else:
         orders = [(n, m, k), (n, k, m), (m, k, n), (m, n, k)]
     steps = [
-        Compute("fmac", batch * loop * mapped, length, itemsize, flops, pes, maps=batch * loop, conflict=1.0)
+        Compute("fmac", batch * loop * mapped, length, itemsize, flops, pes, maps=batch * loop, conflict=0.0 if apart else 1.0)
         for length, loop, mapped in orders
     ]
     return min(steps, key=lambda step: cost(step, wafer).cycles)

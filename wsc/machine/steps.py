@@ -3,6 +3,7 @@
 A step says what happens on ONE line of PEs (or one PE) and how many such lines do it at once (`instances`).
 Everything that asks about the machine reads steps: `cost.py` in closed form, a simulator cycle by cycle, a picture.
 Units: `pes` participants, `span` hops from the first to the last, `wavelets` 32-bit words, `length` elements.
+A `straight` step stands in straight-line code that was prepared when it was compiled; others run in a loop.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ class Compute:
     `kind` is "fmac", "vector" (add, multiply, compare, move), "sum" (into one accumulator), "divide" or
     "transcendental" (both one element at a time). The calls run in `maps` hardware maps, or each in a loop of its own
     (`maps` 0), or with nothing around them (`bare`). `conflict` is the share of elements both of whose reads meet
-    one bank of SRAM.
+    one bank of SRAM. Each call first works through `after` elements of other steps (fused), so this one adds its own
+    only.
     """
 
     kind: str
@@ -27,6 +29,8 @@ class Compute:
     maps: int = 0
     conflict: float = 0.0
     bare: bool = False
+    straight: bool = False
+    after: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Multicast:
     span: int
     wavelets: int
     instances: int
+    straight: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class AllReduce:
     instances: int
     shape: tuple[int, ...] = ()
     after: int = 0
+    straight: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class Shift:
     total_wavelet_hops: int
     instances: int
     largest: int
+    straight: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,15 @@ Kinds of number: *published* (vendor or author text), *measured*, *derived* (ari
 """
 
 import math
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from numbers import Real
+from typing import Any
 
 import jax
 
 from wsc.errors import ArgumentError
+from wsc.machine.defects import Defects, dead_pes
 
 KINDS = ("published", "measured", "derived", "fitted", "assumed")
 
@@ -40,6 +43,7 @@ class Wafer:
     clock_hz: float = number(0.875e9, "Hz", "published", "vendor SDK default for WSE-3", (0.85e9, 1.1e9))
 
     sram_bytes: int = number(49152, "B/PE", "published", "48 KB a PE, 8 banks x 6 KB")
+    sram_banks: int = number(8, "1", "published", "single-ported banks, one after the other in the address space")
     sram_bytes_per_cycle: float = number(24.0, "B/PE/cycle", "published", "two 64-bit reads and one 64-bit write")
     code_bytes: int = number(14848, "B/PE", "measured", "a decode program's code and runtime, about 14.5 KB a PE")
     align_bytes: int = number(8, "B", "derived", "the 64-bit SRAM port: tiles start and end on it")
@@ -59,6 +63,9 @@ class Wafer:
         5.4, "cycles", "measured", "a call in a hardware map: 16-bit FMAC of 8 elements in 8.4 to 8.7", (0.0, 6.4)
     )
     loop_cycles: float = number(21.0, "cycles", "measured", "around one vector instruction outside a map, local GEMM")
+    straight_cycles: float = number(
+        5.0, "cycles", "measured", "around one in straight-line code: 5,124 elements in 5,130 cycles, one to issue"
+    )
     nest_cycles: float = number(43.0, "cycles", "measured", "around a loop or map within a loop, stock SUMMA")
     task_cycles: float = number(10.0, "cycles", "measured", "one task switch", (10.0, 30.0))
     transcendental_cycles: float = number(
@@ -106,11 +113,13 @@ class Wafer:
     hop_joules_per_bit: float = number(0.1e-12, "J", "published", "die-to-die on the wafer; taken for every hop")
     dollars_per_hour: float = number(42.0, "$/h", "assumed", "a rent that one cost model takes; none is published")
 
+    defects: Defects | None = field(default=None, metadata={"static": True})
+
     def __post_init__(self):
         """Refuse plain numbers that no wafer has; tracers and the like pass, so that JAX can work over hardware."""
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name == "name" or not isinstance(value, Real | str | bytes | list | tuple | dict | set | complex):
+            if f.name in _WORDS or not isinstance(value, Real | str | bytes | list | tuple | dict | set | complex):
                 continue
             what = f"a whole number, at most {MOST:,}," if f.name in _COUNTS else "a finite number"
             amount = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
@@ -123,6 +132,46 @@ class Wafer:
             raise ArgumentError(
                 f"a PE's {self.sram_bytes} B of SRAM do not hold its {self.code_bytes} B of code: set both with replace"
             )
+        if self.defects is not None:
+            self._check_defects(self.defects)
+
+    def _check_defects(self, defects: Any) -> None:
+        if not isinstance(defects, Defects):
+            raise ArgumentError(f"defects of a wafer is {defects!r}: make a wafer with dead PEs by with_defects")
+        size = self.rows, self.columns
+        if all(isinstance(n, int) for n in size) and size != defects.shape:
+            raise ArgumentError(
+                f"a wafer of {size[0]} x {size[1]} PEs, and its dead ones leave {defects.shape[0]} x "
+                f"{defects.shape[1]}: set rows and columns first, then with_defects"
+            )
+
+    def with_defects(self, mask_or_rate: Any, seed: int = 0, dead_rows: Sequence[int] = ()) -> "Wafer":
+        """This wafer with dead PEs, as software sees it: a smaller mesh of live ones, whose hops are longer.
+
+        mask_or_rate: bool [rows, columns], True where a PE is dead, or a rate from 0 to 0.2 of PEs that die at random
+        by `seed`; every PE of `dead_rows` is dead too. `defects.physical` tells where a logical PE is. The sizes of
+        WSE2 and WSE3 are what remapping has left already: these dead PEs come on top. Raises ArgumentError.
+
+        >>> worn = WSE3.with_defects(0.015)
+        >>> worn.name
+        'WSE-3 with 13,250 dead PEs (4.8 % of PEs lost, hops x 1.24)'
+        >>> worn.rows, worn.columns, round(worn.hop_cycles, 2)
+        (1170, 719, 1.24)
+        """
+        if self.defects is not None:
+            raise ArgumentError(f"{self.name}: give the whole wafer all dead PEs at once, in one mask")
+        defects = Defects.of(dead_pes(mask_or_rate, int(self.rows), int(self.columns), seed, dead_rows))
+        rows, columns = defects.shape
+        return replace(
+            self,
+            name=f"{self.name} with {defects}",
+            rows=rows,
+            columns=columns,
+            hop_cycles=self.hop_cycles * defects.stretch,
+            deliver_cycles=self.deliver_cycles + self.hop_cycles * (defects.stretch - 1),  # idle PEs only forward
+            hop_joules_per_bit=self.hop_joules_per_bit * defects.stretch,
+            defects=defects,
+        )
 
     @property
     def pes(self) -> int:
@@ -154,16 +203,22 @@ class Wafer:
     def sources(self) -> list[dict]:
         """Every number with its unit, kind and source, one dict a row."""
         rows = []
+        whole = self.name.removesuffix(f" with {self.defects}")
         for f in fields(self):
-            if f.name != "name":
-                own = _OWN_SOURCES.get((self.name, f.name), {})
-                rows.append({"name": f.name, "value": getattr(self, f.name), **f.metadata, **own})
+            if f.name not in _WORDS:
+                own = _OWN_SOURCES.get((whole, f.name), {})
+                row = {"name": f.name, "value": getattr(self, f.name), **f.metadata, **own}
+                if self.defects is not None and f.name in _BY_DEFECTS:
+                    row |= {"kind": "derived", "source": f"{row['source']}; here around dead PEs"}
+                rows.append(row)
         return rows
 
 
 MOST = 1_000_000  # of anything that is counted
+_WORDS = ("name", "defects")  # no numbers
+_BY_DEFECTS = ("rows", "columns", "hop_cycles", "deliver_cycles", "hop_joules_per_bit")  # which dead PEs change
 _COUNTS = (
-    "columns", "rows", "sram_bytes", "code_bytes", "align_bytes", "wavelet_bytes", "colors", "switch_positions"
+    "columns", "rows", "sram_bytes", "sram_banks", "code_bytes", "align_bytes", "wavelet_bytes", "colors", "switch_positions"
 )  # fmt: skip
 
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from wsc.models.config import CONFIGS, LlamaConfig
 from wsc.models.llama import Cache, Llama
+from wsc.models.quantize import quantize
 
 if TYPE_CHECKING:
     from wsc.models.checkpoint import load
     from wsc.models.tokenizer import Tokenizer
 
-__all__ = ["CONFIGS", "Cache", "Llama", "LlamaConfig", "Tokenizer", "load"]
+__all__ = ["CONFIGS", "Cache", "Llama", "LlamaConfig", "Tokenizer", "load", "quantize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,8 +29,8 @@ New = Callable[[tuple[int, ...], float | None], Any]
 class Cache:
     """Keys and values of the tokens seen so far."""
 
-    k: tuple[Array, ...]  # one [B, S, KV, h] per layer, already rotated
-    v: tuple[Array, ...]  # one [B, S, KV, h] per layer
+    k: tuple[Array, ...]  # one [B, KV, S, h] per layer, already rotated
+    v: tuple[Array, ...]  # one [B, KV, S, h] per layer
     length: Array  # int32 scalar: tokens already in it, the same for every row
 
 
@@ -86,22 +86,22 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Array, rope: tuple[Array, Array], k: Array, v: Array, length: Array
     ) -> tuple[Array, Array, Array]:
-        b, t, s = x.shape[0], x.shape[1], k.shape[1]
+        b, t, s = x.shape[0], x.shape[1], k.shape[2]
         n, h = self.kv_heads, self.head_dim
         q = rotate(self.q(x).reshape(b, t, -1, h), rope).reshape(b, t, n, -1, h)
-        at = (0, length, 0, 0)
-        k = lax.dynamic_update_slice(
-            k, rotate(self.k(x).reshape(b, t, n, h), rope).astype(k.dtype), at, allow_negative_indices=False
-        )
-        v = lax.dynamic_update_slice(v, self.v(x).reshape(b, t, n, h).astype(v.dtype), at, allow_negative_indices=False)
-        # [B, T, KV, G, h] x [B, S, KV, h] -> [B, KV, T, G, S]: grouped queries read the one K they share.
-        scores = lax.dot_general(q, k.astype(q.dtype), (((4,), (3,)), ((0, 2), (0, 2))), preferred_element_type=q.dtype)
+        new_k = rotate(self.k(x).reshape(b, t, n, h), rope).transpose(0, 2, 1, 3).astype(k.dtype)
+        new_v = self.v(x).reshape(b, t, n, h).transpose(0, 2, 1, 3).astype(v.dtype)
+        at = (0, 0, length, 0)
+        k = lax.dynamic_update_slice(k, new_k, at, allow_negative_indices=False)
+        v = lax.dynamic_update_slice(v, new_v, at, allow_negative_indices=False)
+        # [B, T, KV, G, h] x [B, KV, S, h] -> [B, KV, T, G, S]: grouped queries read the one K they share.
+        scores = lax.dot_general(q, k.astype(q.dtype), (((4,), (3,)), ((0, 2), (0, 1))), preferred_element_type=q.dtype)
         seen = lax.broadcasted_iota(jnp.int32, (t, s), 1) <= length + lax.broadcasted_iota(jnp.int32, (t, s), 0)
         masked = jnp.where(seen[:, None, :], scores.astype(jnp.float32) * (1 / math.sqrt(h)), -jnp.inf)
         weights = jax.nn.softmax(masked, axis=-1).astype(x.dtype)
-        # [B, KV, T, G, S] x [B, S, KV, h] -> [B, KV, T, G, h]
+        # [B, KV, T, G, S] x [B, KV, S, h] -> [B, KV, T, G, h]
         out = lax.dot_general(
-            weights, v.astype(x.dtype), (((4,), (1,)), ((0, 1), (0, 2))), preferred_element_type=x.dtype
+            weights, v.astype(x.dtype), (((4,), (2,)), ((0, 1), (0, 1))), preferred_element_type=x.dtype
         )
         return self.o(out.transpose(0, 2, 1, 3, 4).reshape(b, t, -1)), k, v
 
@@ -177,7 +177,7 @@ class Llama(nnx.Module):
     def abstract_cache(self, batch: int = 1, context: int = 2048, dtype: Any = None) -> Cache:
         """The shapes of `init_cache(...)`, without memory."""
         c = self.config
-        shape = (batch, context, c.num_key_value_heads, c.head_dim)
+        shape = (batch, c.num_key_value_heads, context, c.head_dim)
         layer = jax.ShapeDtypeStruct(shape, self.embed.embedding.dtype if dtype is None else jnp.dtype(dtype))
         layers: Any = (layer,) * c.num_hidden_layers
         length: Any = jax.ShapeDtypeStruct((), jnp.int32)
@@ -218,14 +218,14 @@ class Llama(nnx.Module):
             raise ArgumentError(f"tokens must be integers [batch, time], got {tokens.dtype}{list(tokens.shape)}")
         if len(cache.k) != c.num_hidden_layers or len(cache.v) != c.num_hidden_layers:
             raise ArgumentError(f"the cache has {len(cache.k)} layers, the model {c.num_hidden_layers}; use init_cache")
-        want = (tokens.shape[0], cache.k[0].shape[1], c.num_key_value_heads, c.head_dim)
+        want = (tokens.shape[0], c.num_key_value_heads, cache.k[0].shape[2], c.head_dim)
         wrong = next((a.shape for a in (*cache.k, *cache.v) if a.shape != want), None)
         if wrong is not None:
             raise ArgumentError(
                 f"a cache layer must be {want} for these tokens, got {wrong}; use init_cache(batch=...)"
             )
-        if tokens.shape[1] > want[1]:
-            raise ArgumentError(f"{tokens.shape[1]} tokens do not fit a cache of {want[1]}; use a longer context")
+        if tokens.shape[1] > want[2]:
+            raise ArgumentError(f"{tokens.shape[1]} tokens do not fit a cache of {want[2]}; use a longer context")
 
 
 def weight_dtype(dtype: Any) -> Any:

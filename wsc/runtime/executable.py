@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from wsc.errors import ArgumentError
-from wsc.lowering.jaxapi import Traced
+from wsc.lowering.jaxapi import Traced, nbytes
 from wsc.machine import baselines
 from wsc.machine.baselines import Serving
 from wsc.machine.wafer import Wafer
@@ -148,8 +148,8 @@ class Executable:
         replicated = sum(w.nbytes * w.copies for w in weights)
         stored = sum(w.stored_bytes for w in weights)
         return MemoryStats(
-            argument_size_in_bytes=sum(a.size * a.dtype.itemsize for a in self._avals),
-            output_size_in_bytes=sum(o.size * o.dtype.itemsize for o in jax.tree.leaves(self.out_info)),
+            argument_size_in_bytes=sum(nbytes(a.shape, a.dtype) for a in self._avals),
+            output_size_in_bytes=sum(nbytes(o.shape, o.dtype) for o in jax.tree.leaves(self.out_info)),
             temp_size_in_bytes=by_kind["buffer"],
             generated_code_size_in_bytes=by_kind["code"],
             weight_bytes=sum(unique.values()),

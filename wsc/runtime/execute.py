@@ -143,7 +143,10 @@ def _participants(op: PlacedOp) -> bool:
 
 def _cut(array, dims: tuple[int, ...], at: Layout) -> tuple[jax.Array, dict[int, int], dict[int, int]]:
     """Each cut one of `dims` split into [parts, tile], zeros filling the last tile; with the new axis of every
-    dimension, and the axis of the parts of those that were cut."""
+    dimension, and the axis of the parts of those that were cut. A folded one is laid out piece by piece first."""
+    for d in dims:
+        if (f := at.fold(d)) > 1:
+            array = _interleaved(array, d, f, at.y[d] * at.x[d])
     widths, shape, tile_axis, parts_axis = [(0, 0)] * array.ndim, [], {}, {}
     for d, n in enumerate(array.shape):
         parts = at.y[d] * at.x[d] if d in dims else 1
@@ -156,6 +159,16 @@ def _cut(array, dims: tuple[int, ...], at: Layout) -> tuple[jax.Array, dict[int,
         shape.append(tile)
     padded = jnp.pad(array, widths) if any(w != (0, 0) for w in widths) else array
     return padded.reshape(shape), tile_axis, parts_axis
+
+
+def _interleaved(array, d: int, pieces: int, parts: int) -> jax.Array:
+    """A dimension in another order: part p of each of its `pieces`, one after the other, for every p."""
+    before, n, after = array.shape[:d], array.shape[d], array.shape[d + 1 :]
+    tile = -(-n // (pieces * parts))
+    array = array.reshape(*before, pieces, n // pieces, *after)
+    filling = [(0, 0)] * (d + 1) + [(0, tile * parts - n // pieces)] + [(0, 0)] * len(after)
+    array = jnp.pad(array, filling).reshape(*before, pieces, parts, tile, *after)
+    return jnp.swapaxes(array, d, d + 1).reshape(*before, pieces * parts * tile, *after)
 
 
 def _add_up(partial, lines: dict[str, AllReduce], parts: list[tuple[int, int]]):

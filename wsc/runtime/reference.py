@@ -75,11 +75,14 @@ def _tiles(layout: Layout, shape: tuple[int, ...], dims: tuple[int, ...], axis: 
     return list(itertools.product(*(range(layout.along(axis)[d]) for d in dims)))
 
 
-def _piece(n: int, layout: Layout, d: int, y: int, x: int) -> slice:
-    """The indices of part (y, x) of a dimension of n elements."""
-    tile = -(-n // (layout.y[d] * layout.x[d]))
-    start = min(n, (y * layout.x[d] + x) * tile)
-    return slice(start, min(n, start + tile))
+def _piece(n: int, layout: Layout, d: int, y: int, x: int) -> slice | list[int]:
+    """The indices of part (y, x) of a dimension of n elements; of a folded one, of every piece of it."""
+    f = layout.fold(d)
+    tile = -(-n // (f * layout.y[d] * layout.x[d]))
+    start = min(n // f, (y * layout.x[d] + x) * tile)
+    if f == 1:
+        return slice(start, min(n, start + tile))
+    return [p * (n // f) + i for p in range(f) for i in range(start, min(n // f, start + tile))]
 
 
 def _reduces(op: PlacedOp, layout: Layout, dims: tuple[int, ...]) -> dict[str, AllReduce]:

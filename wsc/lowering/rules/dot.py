@@ -7,9 +7,10 @@ is then stored the other way round, so no transpose ever moves.
 
 import math
 
-from wsc.lowering.layout import Layout, all_reduce, lay, nest, shared_out, whole
-from wsc.lowering.rules.registry import Lowered, Op, Operand, Where, rule
+from wsc.lowering.layout import Layout, all_reduce, fill, lay, nest, shared_out, whole
+from wsc.lowering.rules.registry import Lowered, Op, Operand, Where, rule, vector
 from wsc.machine import kernels
+from wsc.machine.cost import cost
 from wsc.machine.steps import Step
 
 _STAYS = {"weight": 3, "state": 2, "constant": 1, "activation": 0, "control": 0}
@@ -33,7 +34,8 @@ def dot_rule(op: Op, where: Where) -> Lowered:
     if where.strategy.gemm_along and min(moving.laid().parts) > 1 and not b_still:
         return _exchanged(op, stays, k_still, k_moving, free_still, free_moving, where)
     if still.layout is None:
-        still_at, moving_at = _lay_weight(still, moving, k_still, k_moving, b_still, b_moving, free_still, where)
+        wanted = _wanted(op.hint, stays, b_still, free_still, free_moving)
+        still_at, moving_at = _lay_weight(still, moving, k_still, k_moving, b_still, b_moving, free_still, wanted, where)
     else:
         still_at = still.layout
         moving_at = _come_to(still_at, moving, k_still, k_moving, b_still, b_moving, free_moving)
@@ -43,7 +45,7 @@ def dot_rule(op: Op, where: Where) -> Lowered:
     if stays == 1:
         frees.reverse()
     columns = [(still_at, d) for d in b_still] + [(at, d) for at, dims in frees for d in dims]
-    out_at = Layout(tuple(at.y[d] for at, d in columns), tuple(at.x[d] for at, d in columns))
+    out_at = Layout(*(tuple(c) for c in zip(*((at.y[d], at.x[d], at.fold(d)) for at, d in columns), strict=True)))
 
     out_shape = op.out_shapes[0]
     local_still, local_moving = still_at.local(still.shape), moving_at.local(moving.shape)
@@ -53,6 +55,9 @@ def dot_rule(op: Op, where: Where) -> Lowered:
     pes = min(where.grid.pes, still_at.parts.pes * still_at.copies(where.grid))
     itemsize = max(still.itemsize, moving.itemsize)
     steps: list[Step] = [kernels.tile_product(m, k, n, itemsize, where.wafer, pes, flops, batched)]
+    if where.strategy.compiled:
+        steps = _apart(steps[0], kernels.tile_product(m, k, n, itemsize, where.wafer, pes, flops, batched, apart=True),
+                       vector(out_at, out_shape, op.out_itemsizes[0], where, flops=0), where)
     for axis in "xy":
         size = out_at.size(out_shape)
         added = all_reduce(still_at, k_still, axis, size, op.out_itemsizes[0], where.grid, where.wafer, where.strategy)
@@ -61,6 +66,12 @@ def dot_rule(op: Op, where: Where) -> Lowered:
             out_at = shared_out(out_at, out_shape, axis, getattr(where.grid, axis))
     ins = (still_at, moving_at) if stays == 0 else (moving_at, still_at)
     return Lowered(ins, (out_at,), tuple(steps))
+
+
+def _apart(plain: Step, apart: Step, add: Step, where: Where) -> list[Step]:
+    """With accumulators in two banks the sums of both are added at the end, where that is cheaper."""
+    both = cost(apart, where.wafer).cycles + cost(add, where.wafer).cycles
+    return [apart, add] if both < cost(plain, where.wafer).cycles else [plain]
 
 
 def _exchanged(op: Op, stays: int, k_still, k_moving, free_still, free_moving, where: Where) -> Lowered:
@@ -88,17 +99,35 @@ def _exchanged(op: Op, stays: int, k_still, k_moving, free_still, free_moving, w
     return Lowered(ins, (Layout(tuple(y for y, _ in out), tuple(x for _, x in out)),), steps)
 
 
-def _lay_weight(still, moving, k_still, k_moving, b_still, b_moving, free_still, where: Where) -> tuple[Layout, Layout]:
-    """A weight is laid where the moving operand already is: contracted dimensions along its axis, the rest across."""
+def _wanted(hint: Layout | None, stays: int, b_still, free_still, free_moving) -> Layout | None:
+    """How the stationary operand's own dimensions, batch dimensions first, are wanted in the result."""
+    if hint is None:
+        return None
+    first = len(b_still) + (len(free_moving) if stays == 1 else 0)
+    return hint.take([*range(len(b_still)), *range(first, first + len(free_still))])
+
+
+def _lay_weight(
+    still, moving, k_still, k_moving, b_still, b_moving, free_still, wanted: Layout | None, where: Where
+) -> tuple[Layout, Layout]:
+    """A weight is laid where the moving operand already is: contracted dimensions along its axis, the rest across, as
+    the result is `wanted` if that is known."""
     now = moving.laid()
     axis = max("yx", key=lambda a: math.prod(now.along(a)[d] for d in k_moving))
     other = "x" if axis == "y" else "y"
     sizes = tuple(moving.shape[d] for d in k_moving)
     parts = tuple(now.along(axis)[d] for d in k_moving)
     if 2 * math.prod(parts) < min(getattr(where.grid, axis), math.prod(sizes)):
-        parts = nest(sizes, getattr(where.grid, axis))
+        spare = getattr(where.grid, axis)
+        parts = fill(parts, sizes, spare) if where.strategy.compiled else nest(sizes, spare)
     across = [*b_still, *free_still]
-    across_parts = nest(tuple(still.shape[d] for d in across), getattr(where.grid, other))
+    own = tuple(still.shape[d] for d in across)
+    if wanted is not None and 1 < math.prod(wanted.along(other)) <= getattr(where.grid, other):
+        folds = [wanted.fold(i) for i in range(len(own))]
+        pieces = tuple(n // f for n, f in zip(own, folds, strict=True))
+        across_parts = fill(wanted.along(other), pieces, getattr(where.grid, other))
+    else:
+        folds, across_parts = [1] * len(own), nest(own, getattr(where.grid, other))
 
     along_k, along_other = [1] * still.rank, [1] * still.rank
     for d, p in zip(k_still, parts, strict=True):
@@ -106,25 +135,35 @@ def _lay_weight(still, moving, k_still, k_moving, b_still, b_moving, free_still,
     for d, p in zip(across, across_parts, strict=True):
         along_other[d] = p
     still_at = whole(still.rank).with_axis(axis, along_k).with_axis(other, along_other)
+    for d, f in zip(across, folds, strict=True):
+        still_at = still_at.folded(d, f)
+    for s, d in zip(k_still, k_moving, strict=True):
+        still_at = still_at.folded(s, now.fold(d))
 
     moving_k, moving_other = [1] * moving.rank, [1] * moving.rank
     for d, p in zip(k_moving, parts, strict=True):
         moving_k[d] = p
     for d, s in zip(b_moving, b_still, strict=True):
         moving_other[d] = along_other[s]
-    return still_at, whole(moving.rank).with_axis(axis, moving_k).with_axis(other, moving_other)
+    moving_at = whole(moving.rank).with_axis(axis, moving_k).with_axis(other, moving_other)
+    for d in k_moving:
+        moving_at = moving_at.folded(d, now.fold(d))
+    return still_at, moving_at
 
 
 def _come_to(still_at: Layout, moving: Operand, k_still, k_moving, b_still, b_moving, free_moving) -> Layout:
     """The layout in which a moving operand meets one that already lies somewhere. Its free dimensions keep their
     cuts along an axis that the stationary operand does not use."""
     wanted = whole(moving.rank)
+    pairs = [*zip(k_still, k_moving, strict=True), *zip(b_still, b_moving, strict=True)]
     for axis in "yx":
         parts = [1] * moving.rank
-        for s, m in [*zip(k_still, k_moving, strict=True), *zip(b_still, b_moving, strict=True)]:
+        for s, m in pairs:
             parts[m] = still_at.along(axis)[s]
         if math.prod(still_at.along(axis)) == 1:
             for d in free_moving:
                 parts[d] = moving.laid().along(axis)[d]
         wanted = wanted.with_axis(axis, parts)
+    for s, m in pairs:
+        wanted = wanted.folded(m, still_at.fold(s))
     return wanted

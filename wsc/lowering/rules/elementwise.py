@@ -33,7 +33,9 @@ def beside(layout: Layout, shape: tuple[int, ...], other: tuple[int, ...]) -> La
 def lower_elementwise(op: Op, where: Where, kind: str, calls: int = 1) -> Lowered:
     shape = op.out_shapes[0]
     layout = main_layout(op.ins, shape, where)
-    if kind in ("transcendental", "divide") and where.strategy.shares:
+    if op.hint is not None and not relayout(shape, 4, layout, op.hint, where.grid, where.wafer):
+        layout = op.hint  # every PE has what it will need: the rest is not worked on
+    if kind in ("transcendental", "divide") and where.strategy.compiled:
         layout = _shared(layout, shape, kind, where)
     wanted = tuple(beside(layout, shape, o.shape) for o in op.ins)
     itemsize = max([o.itemsize for o in op.ins if o.shape == shape] + [op.out_itemsizes[0]])

@@ -1,6 +1,8 @@
 """Values that may lie in any way: weights seen through renames, constants, and the control plane (masks, indices,
 positions). They lie as their user wants them, so layouts are pulled from the results back to the operands."""
 
+import math
+
 from wsc.lowering.layout import Layout, nest, whole
 from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR, beside
 from wsc.lowering.rules.shape import groups
@@ -41,9 +43,10 @@ def _pull_reshape(shape, out_shape, at: Layout) -> Layout:
     parts = {"y": [1] * len(shape), "x": [1] * len(shape)}
     for old, new in groups(shape, out_shape):
         for axis in "yx":
-            total = 1
-            for d in new:
-                total *= at.along(axis)[d]
+            total = math.prod(at.along(axis)[d] for d in new)
+            if total > 1:  # no smaller a tile than the one wanted, rounded up as it is
+                tile = math.prod(at.local(out_shape)[d] for d in new)
+                total = min(total, -(-math.prod(out_shape[d] for d in new) // tile))
             for d, p in zip(old, nest(tuple(shape[d] for d in old), total), strict=True):
                 parts[axis][d] = p
     return Layout(tuple(parts["y"]), tuple(parts["x"]))

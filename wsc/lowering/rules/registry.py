@@ -46,6 +46,7 @@ class Op:
     ins: tuple[Operand, ...]
     out_shapes: tuple[tuple[int, ...], ...]
     out_itemsizes: tuple[int, ...]
+    hint: Layout | None = None  # where the first result will be wanted, if that is known
 
 
 @dataclass(frozen=True)
@@ -100,4 +101,4 @@ def vector(
     alone is a scalar in a register: no loop is set up for it."""
     pes = min(where.grid.pes, layout.parts.pes * layout.copies(where.grid))
     length = layout.size(shape)
-    return Compute(kind, calls, length, itemsize, flops * math.prod(shape), pes, bare=length == 1)
+    return Compute(kind, calls, length, itemsize, flops * math.prod(shape), pes, bare=length == 1, straight=where.strategy.compiled)

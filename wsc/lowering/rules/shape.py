@@ -32,7 +32,8 @@ def groups(shape: tuple[int, ...], new_shape: tuple[int, ...]) -> list[tuple[lis
 @rule("reshape")
 def reshape_rule(op: Op, where: Where) -> Lowered:
     operand, new_shape = op.ins[0], op.out_shapes[0]
-    at = operand.laid()
+    kept = {old[0]: new[0] for old, new in groups(operand.shape, new_shape) if len(old) == len(new) == 1}
+    at = operand.laid().unfolded(set(range(operand.rank)) - set(kept))
     if math.prod(new_shape) == 0:
         return Lowered((whole(operand.rank),), (whole(len(new_shape)),), ())
     new_parts = {"y": [1] * len(new_shape), "x": [1] * len(new_shape)}
@@ -52,7 +53,10 @@ def reshape_rule(op: Op, where: Where) -> Lowered:
             )  # fmt: skip
             for d, p in zip(new, chosen, strict=True):
                 new_parts[axis][d] = p
-    return Lowered((at,), (Layout(tuple(new_parts["y"]), tuple(new_parts["x"])),), tuple(steps))
+    out_at = Layout(tuple(new_parts["y"]), tuple(new_parts["x"]))
+    for old, new in kept.items():
+        out_at = out_at.folded(new, at.fold(old))
+    return Lowered((at,), (out_at,), tuple(steps))
 
 
 @rule("squeeze")
@@ -95,6 +99,9 @@ def _slices(op: Op, where: Where, starts: list[tuple[int, ...]], stride: tuple[i
     """Pieces of the operand, one a result; along a cut dimension the elements of a piece are spread anew."""
     operand = op.ins[0]
     at = operand.laid()
+    if (piece := _folded_piece(op, at, starts, stride)) is not None:
+        return Lowered((at,), (at.unfolded([piece]),) * len(starts), ())
+    at = at.unfolded(d for d in range(operand.rank) if any(s[d] != operand.shape[d] for s in op.out_shapes))
     for shape in op.out_shapes:
         at = at.uncut(d for d in range(operand.rank) if shape[d] != operand.shape[d] and at.y[d] > 1 and at.x[d] > 1)
     outs, steps = [], []
@@ -108,12 +115,23 @@ def _slices(op: Op, where: Where, starts: list[tuple[int, ...]], stride: tuple[i
             parts = tuple(cut(shape[d], p) if d in shorter else p for d, p in enumerate(before))
             out_at = out_at.with_axis(axis, parts)
             beside = math.prod(n for d, n in enumerate(out_at.local(shape)) if parts[d] == 1 and before[d] == 1)
-            source = (operand.shape, before)
+            source = (operand.shape, at)
             steps += exchange(
-                shape, source, parts, start, stride, beside, axis, where.grid, operand.itemsize, where.wafer
+                shape, source, out_at, start, stride, beside, axis, where.grid, operand.itemsize, where.wafer
             )
         outs.append(out_at)
     return Lowered((at,), tuple(outs), tuple(steps))
+
+
+def _folded_piece(op: Op, at: Layout, starts: list[tuple[int, ...]], stride: tuple[int, ...]) -> int | None:
+    """The dimension, if every result is one piece of it as it is folded: then nothing moves."""
+    shape = op.ins[0].shape
+    shorter = {d for s in op.out_shapes for d in range(len(shape)) if s[d] != shape[d]}
+    if len(shorter) != 1 or set(stride) != {1}:
+        return None
+    (d,) = shorter
+    whole_pieces = all(s[d] * at.fold(d) == shape[d] for s in op.out_shapes)
+    return d if at.fold(d) > 1 and whole_pieces and all(b[d] % op.out_shapes[0][d] == 0 for b in starts) else None
 
 
 @rule("slice")
@@ -135,7 +153,10 @@ def concatenate_rule(op: Op, where: Where) -> Lowered:
     laid = [o.layout for o in op.ins if o.layout is not None]
     at = max(laid, key=lambda a: a.parts.pes, default=whole(len(shape)))
     steps: list[Step] = []
-    out_at = at
+    if len({(o.shape, o.layout) for o in op.ins}) == 1 and at.fold(dim) == 1 and at.y[dim] * at.x[dim] > 1:
+        out_at = at.folded(dim, len(op.ins))  # equal pieces in the same places stay there, one over the other
+        return Lowered((at,) * len(op.ins), (out_at,), (vector(out_at, shape, op.out_itemsizes[0], where, flops=0),))
+    at = out_at = at.unfolded()
     wanted = [_no_finer(at, dim, o.shape[dim]) for o in op.ins]
     for axis in "yx":
         if at.along(axis)[dim] == 1:
@@ -149,7 +170,7 @@ def concatenate_rule(op: Op, where: Where) -> Lowered:
         begin = 0
         for o, mine in zip(op.ins, wanted, strict=True):  # seen from the whole: where each element of it goes
             offset = tuple(begin if d == dim else 0 for d in range(len(shape)))
-            steps += _spread(o.shape, mine.along(axis), shape, tuple(parts), offset, beside, axis, where, o.itemsize)
+            steps += _spread(o.shape, mine, shape, out_at, offset, beside, axis, where, o.itemsize)
             begin += o.shape[dim]
     copy = vector(out_at, shape, op.out_itemsizes[0], where, flops=0)
     return Lowered(tuple(wanted), (out_at,), (*steps, copy))
@@ -162,17 +183,17 @@ def _no_finer(at: Layout, dim: int, n: int) -> Layout:
     return Layout(*((*p[:dim], c, *p[dim + 1 :]) for p, c in ((at.y, y), (at.x, x))))
 
 
-def _spread(shape, parts, new_shape, new_parts, offset, beside, axis, where: Where, itemsize) -> list[Step]:
+def _spread(shape, at: Layout, new_shape, new_at: Layout, offset, beside, axis, where: Where, itemsize) -> list[Step]:
     """The exchange of a slice, run backwards: hops and loads are the same both ways."""
     one = (1,) * len(shape)
-    return exchange(shape, (new_shape, new_parts), parts, offset, one, beside, axis, where.grid, itemsize, where.wafer)
+    return exchange(shape, (new_shape, new_at), at, offset, one, beside, axis, where.grid, itemsize, where.wafer)
 
 
 @rule("tile")
 def tile_rule(op: Op, where: Where) -> Lowered:
     """Repeated dimensions are put together first; every PE then writes its part of the copies."""
     shape, reps, now = op.out_shapes[0], op.params["reps"], op.ins[0].laid()
-    at = now.uncut(d for d, r in enumerate(reps) if r > 1)
+    at = now.unfolded().uncut(d for d, r in enumerate(reps) if r > 1)
     out_at = Layout(*(tuple(cut(n, p) for n, p in zip(shape, parts, strict=True)) for parts in (now.y, now.x)))
     return Lowered((at,), (out_at,), (vector(out_at, shape, op.out_itemsizes[0], where, flops=0),))
 
