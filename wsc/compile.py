@@ -14,10 +14,11 @@ from wsc.lowering import jaxapi, plancache, waferllm
 from wsc.lowering.build import Conditions, build_programs
 from wsc.lowering.check import check
 from wsc.lowering.normalize import Normal, normalize
-from wsc.lowering.place import Planned, place
+from wsc.lowering.place import Goal, place
 from wsc.lowering.plan import plan_stages
 from wsc.lowering.rewrite import rewrite
 from wsc.lowering.roles import find_roles
+from wsc.lowering.search import Planned
 from wsc.lowering.strategy import WSC, Strategy, pair
 from wsc.machine.wafer import Wafer
 from wsc.program import Program
@@ -101,7 +102,7 @@ def _lower(
     traced, normals, planned = _plan(entries, strategy)
 
     def search() -> dict:
-        return {"regions": plancache.pack(place(planned, wafer, wafers, grid))}
+        return {"regions": plancache.pack(place(planned, wafer, wafers, Goal(grid=grid)))}
 
     def build(plan: dict) -> list[Program]:
         regions = plancache.unpack(plan["regions"], wafers, grid)

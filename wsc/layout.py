@@ -45,8 +45,9 @@ class Layout:
 
     def __post_init__(self):
         """Equal layouts are equal values: what is not cut is not folded."""
-        folds = tuple(f if y * x > 1 else 1 for f, y, x in zip(self.folds, self.y, self.x, strict=False))
-        object.__setattr__(self, "folds", folds if any(f > 1 for f in folds) else ())
+        if self.folds:
+            folds = tuple(f if y * x > 1 else 1 for f, y, x in zip(self.folds, self.y, self.x, strict=True))
+            object.__setattr__(self, "folds", folds if any(f > 1 for f in folds) else ())
 
     def fold(self, dim: int) -> int:
         """Pieces of a dimension that lie over each other."""
@@ -54,17 +55,23 @@ class Layout:
 
     def folded(self, dim: int, pieces: int) -> "Layout":
         """The same with dimension `dim` folded."""
+        if pieces == self.fold(dim):
+            return self
         folds = self.folds or (1,) * len(self.y)
         return Layout(self.y, self.x, (*folds[:dim], pieces, *folds[dim + 1 :]))
 
     def unfolded(self, dims=None) -> "Layout":
         """The same with the dimensions `dims` (all of them by default) not folded."""
+        if not self.folds:
+            return self
+        dims = None if dims is None else set(dims)
         return Layout(self.y, self.x, tuple(1 if dims is None or d in dims else f for d, f in enumerate(self.folds)))
 
     def local(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The tile of the fullest PE, elements a dimension."""
-        folds = self.folds or (1,) * len(shape)
-        return tuple(f * -(-n // (f * y * x)) for n, y, x, f in zip(shape, self.y, self.x, folds, strict=True))
+        if not self.folds:
+            return tuple([-(-n // (y * x)) for n, y, x in zip(shape, self.y, self.x, strict=True)])
+        return tuple(f * -(-n // (f * y * x)) for n, y, x, f in zip(shape, self.y, self.x, self.folds, strict=True))
 
     def size(self, shape: tuple[int, ...]) -> int:
         """Elements of that tile."""
@@ -101,15 +108,16 @@ class Layout:
     def take(self, dims) -> "Layout":
         """The layout of the dimensions `dims`, in that order; None stands for a dimension that is not cut."""
         dims = list(dims)
+        folds = tuple(1 if d is None else self.folds[d] for d in dims) if self.folds else ()
         return Layout(
-            tuple(1 if d is None else self.y[d] for d in dims),
-            tuple(1 if d is None else self.x[d] for d in dims),
-            tuple(1 if d is None else self.fold(d) for d in dims),
+            tuple(1 if d is None else self.y[d] for d in dims), tuple(1 if d is None else self.x[d] for d in dims), folds
         )
 
     def uncut(self, dims) -> "Layout":
         """The same with the dimensions `dims` whole on every PE."""
         dims = set(dims)
+        if not dims:
+            return self
         return self.take(None if d in dims else d for d in range(len(self.y)))
 
     def __str__(self) -> str:

@@ -175,19 +175,26 @@ class Speculative(Printed):
     def verify_seconds(self, tokens: int | None = None) -> float:
         """Modelled time in which the target, where it is placed, reads `tokens` + 1 tokens; None is the plan's own.
 
-        Raises FitError when a pass of so many needs more SRAM than its PEs have left.
+        Fewer than the plan's own for which that place has no pass are read in the next larger one, padded. Raises
+        FitError when more do not fit there.
         """
         k = self.tokens if tokens is None else tokens
         _check_tokens(k, self.target.context)
         if k not in self._checks:
-            if self.verify == "stream":
-                seconds = streamed_seconds(self.target, k + 1)
-            elif k == self.tokens:
-                seconds = self.target.prefill.telemetry.seconds
-            else:
-                seconds = Telemetry(further_pass(self.target, k + 1)).seconds
-            self._checks[k] = float(seconds)
+            self._checks[k] = float(self._check_seconds(k))
         return self._checks[k]
+
+    def _check_seconds(self, k: int) -> Any:
+        if self.verify == "stream":
+            return streamed_seconds(self.target, k + 1)
+        if k == self.tokens:
+            return self.target.prefill.telemetry.seconds
+        try:
+            return Telemetry(further_pass(self.target, k + 1)).seconds
+        except FitError:
+            if k > self.tokens:
+                raise
+        return self.verify_seconds(k + 1)
 
     def round_seconds(self, tokens: int | None = None) -> float:
         """Modelled time of a round: the draft's steps, then the check, beside which the draft reads the last token."""

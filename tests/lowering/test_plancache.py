@@ -192,11 +192,17 @@ def test_a_file_of_another_key_is_no_plan(folder):
     assert plancache.load("1" * 64) is None
 
 
-def test_which_folder(monkeypatch, tmp_path, folder):
-    monkeypatch.setenv("WSC_PLAN_CACHE", "0")
+@pytest.mark.parametrize("variables", [{"WSC_PLAN_CACHE": "0"}, {"WSC_PLAN_CACHE": "", "WSC_CACHE": "0"}])
+def test_switched_off(monkeypatch, tmp_path, variables):
+    monkeypatch.chdir(tmp_path)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     plancache.save(KEY, PLAN)
     assert plancache.load(KEY) is None
     assert not any(tmp_path.iterdir())
+
+
+def test_which_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("WSC_PLAN_CACHE")
     monkeypatch.setenv("WSC_CACHE", str(tmp_path / "cache"))
     plancache.save(KEY, PLAN)

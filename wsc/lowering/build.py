@@ -9,9 +9,9 @@ from wsc.lowering.jaxapi import Literal
 from wsc.lowering.layout import wavelets
 from wsc.lowering.memory import buffer_bytes, memory_map, over_by
 from wsc.lowering.normalize import Normal
-from wsc.lowering.place import Planned
 from wsc.lowering.plan import Stage
 from wsc.lowering.roles import Roles
+from wsc.lowering.search import Planned
 from wsc.lowering.tile import Stored, TiledStage
 from wsc.machine.steps import HostLink, Move, Step, WaferLink
 from wsc.machine.wafer import Wafer
@@ -48,7 +48,7 @@ def _build(normal: Normal, planned: Planned, regions, wafer: Wafer, buffers: lis
     shared: dict[int, list[str]] = {}  # the source lines of a template are looked up once
     for i, (stage, region) in enumerate(zip(stages, regions, strict=True)):
         tiled = planned.tile(i, region.grid, wafer)
-        template = templates.setdefault(stage.template, len(templates))
+        template = templates.setdefault((stage.template, region.grid), len(templates))
         weights = [roles.weights[v].name for v in stage.weights]
         states = [roles.names.get(v, f"state {n}") for n, v in enumerate(stage.states)]
         memory = memory_map(tiled, weights, states, buffers[i])

@@ -51,29 +51,30 @@ def _through(eqn, i: int, hints: dict[Any, Layout]) -> Layout | None:
     return None
 
 
-def state_layouts(stage: Stage, position: int, at: Layout, grid: Grid) -> list[Layout]:
-    """Other ways for a state to lie: the dimension that grows, such as a cache's tokens, takes a share of the PEs among
-    which another one is cut."""
+def state_layouts(stage: Stage, position: int, at: Layout, grid: Grid) -> dict[int, Layout]:
+    """Other ways for a state to lie: the dimension that grows, such as a cache's tokens, is shared among so many of the
+    PEs among which another one is cut. 0 stands for all of them."""
     state = stage.states[position]
     update = next((e for e in stage.eqns if e.invars[:1] == [state] and e.primitive.name in UPDATES), None)
     if update is None or len(update.invars) < 2:
-        return []
+        return {}
     shape, piece = state.aval.shape, update.invars[1].aval.shape
     growing = [d for d in range(len(shape)) if len(piece) == len(shape) and piece[d] != shape[d]]
     axis = next((a for a in "yx" if growing and at.along(a)[growing[0]] == 1), None)
     if len(growing) != 1 or axis is None:
-        return []
+        return {}
     parts, pes = at.along(axis), getattr(grid, axis)
     inner = [d for d in range(growing[0] + 1, len(shape)) if parts[d] > 1]
     if len(inner) != 1:
-        return []
+        return {}
     (g,), (d,) = growing, inner
     room = strides(parts, pes)[g]  # PEs that share one index of the dimensions outside
-    found = []
-    for share in sorted({2, 3, 4, 6, 8, 12, 16, room}):
+    found: dict[int, Layout] = {}
+    for way in (2, 4, 8, 0):
+        share = way or room
         if 1 < share <= room:
             now = list(parts)
             now[g] = cut(-(-shape[g] // max(at.y[g], at.x[g])), share)
             now[d] = cut(shape[d] // at.fold(d), max(1, room // now[g]))
-            found.append(at.with_axis(axis, now))
+            found[way] = at.with_axis(axis, now)
     return found

@@ -11,6 +11,11 @@ def stored_bytes(tiled: TiledStage) -> int:
     return tiled.wafer.code_bytes + sum(s.tile_bytes(align) for s in (*tiled.weights, *tiled.states))
 
 
+def state_bytes(tiled: TiledStage) -> int:
+    """Bytes a PE of state, such as a cache."""
+    return sum(s.tile_bytes(tiled.wafer.align_bytes) for s in tiled.states)
+
+
 def allocate_buffers(buffers: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
     """(offset, bytes) of each buffer, given as (bytes, first use, last use): lowest place free over its lifetime.
 

@@ -1,214 +1,229 @@
-"""Place: region sizes by modelled cycles, and rectangles on the wafer in snake order, so that stages in a row touch.
+"""Place: region sizes for an objective, and rectangles on the wafer in snake order, so that stages in a row touch.
 
-All regions of a program have the same height, a shelf; shelves run left to right, then right to left. Programs that
-share weights (prefill and decode) share regions: the first program decides, the others must fit beside it.
+Programs that share weights (prefill and decode) share regions: the first program leads, the others must fit beside it.
 """
 
 import bisect
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from wsc.errors import FitError
-from wsc.lowering import jaxapi
 from wsc.lowering.layout import Grid, default_extent
-from wsc.lowering.memory import buffer_bytes, stored_bytes
-from wsc.lowering.plan import Stage
-from wsc.lowering.roles import Roles
-from wsc.lowering.strategy import WSC, Strategy
-from wsc.lowering.search import best_tiling
-from wsc.lowering.tile import TiledStage
+from wsc.lowering.memory import buffer_bytes, state_bytes, stored_bytes
+from wsc.lowering.pack import Shelf, pack
+from wsc.lowering.search import Planned
 from wsc.machine.wafer import Wafer
 from wsc.program import Region
 
 MAX_WAFERS = 512
-
-Candidate = tuple[float, int, dict[int, int]]  # cycles, height of all regions, width by first stage of a template
-
-
-@dataclass
-class Planned:
-    """One program, planned into stages and not yet placed."""
-
-    stages: list[Stage]
-    roles: Roles
-    strategy: Strategy = WSC
-    leader: "Planned | None" = None  # the program whose weights and state it shares: it decides how they lie
-    tiled: dict = field(default_factory=dict)  # (template, grid) -> TiledStage
-
-    def tile(self, i: int, grid: Grid, wafer: Wafer) -> TiledStage:
-        key = (self.stages[i].template, grid)
-        if key not in self.tiled:
-            decided = self.leader.tile(i, grid, wafer) if self.leader else None
-            self.tiled[key] = best_tiling(self.stages[i], self.roles, grid, wafer, self.strategy, decided)
-        return self.tiled[key]
-
-    def stored(self, i: int) -> int:
-        """Bytes of weights and state of a stage, wherever they lie."""
-        stage = self.stages[i]
-        weights = sum(self.roles.weights[v].nbytes for v in stage.weights)
-        return weights + sum(jaxapi.nbytes(v.aval.shape, v.aval.dtype) for v in stage.states)
+OBJECTIVES = ("latency", "throughput", "users", "wafers")
 
 
-def place(
-    programs: list[Planned], wafer: Wafer, wafers: int | None, grid: tuple[int, int] | None = None
-) -> list[Region]:
-    """One region a stage, the same for all `programs`. `wafers` None takes as many as needed; `grid` (rows, columns)
-    gives every stage a region of that size.
+@dataclass(frozen=True)
+class Goal:
+    """What a placement is for: the least "latency" of one user's token, the most "throughput" of the full machine, the
+    most "users" whose tokens each come at `speed` a second, or the fewest "wafers"."""
+
+    objective: str = "latency"
+    speed: float = 0.0
+    grid: tuple[int, int] | None = None  # every region of this size
+    first: int = 0  # wafers before this one are in use
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Region sizes looked at: shelves with the width of each kind of stage, the regions, and how good they are."""
+
+    rank: tuple[float, ...]
+    shelves: tuple[Shelf, ...]
+    regions: tuple[Region, ...]
+
+
+def place(programs: list[Planned], wafer: Wafer, wafers: int | None, goal: Goal = Goal()) -> list[Region]:  # noqa: B008
+    """One region a stage, the same for all `programs`, on at most `wafers` wafers; None takes as many as needed.
 
     Raises FitError when a stage or the whole does not fit, saying by how much and what would.
     """
-    return _Placer(programs, wafer, wafers, grid).run()
-
-
-def snake(widths: list[int], height: int, wafer: Wafer, wafers: int) -> list[Region] | None:
-    """Rectangles of one height in snake order, each touching the one before; None when they do not fit."""
-    shelves, columns = int(wafer.rows) // height, int(wafer.columns)
-    regions: list[Region] = []
-    chip, shelf, forward, x = 0, 0, True, 0
-    for width in widths:
-        if width > columns or shelves == 0:
-            return None
-        if (x + width > columns) if forward else (x - width < 0):
-            shelf, forward = shelf + 1, not forward
-            last = regions[-1]
-            x = max(0, last.x - width + 1) if forward else min(columns, last.x + last.width + width - 1)
-            if (x + width > columns) if forward else (x - width < 0):
-                return None
-            if shelf == shelves:
-                chip, shelf, forward, x = chip + 1, 0, True, 0
-        if chip >= wafers:
-            return None
-        regions.append(Region(chip, shelf * height, x if forward else x - width, height, width))
-        x = x + width if forward else x - width
-    return regions
+    return _Placer(programs, wafer, wafers, goal).run()
 
 
 class _Placer:
-    def __init__(self, programs: list[Planned], wafer: Wafer, wafers: int | None, grid: tuple[int, int] | None = None):
-        self.programs, self.wafer, self.limit, self.grid = programs, wafer, wafers, grid
+    def __init__(self, programs: list[Planned], wafer: Wafer, wafers: int | None, goal: Goal):
+        self.programs, self.wafer, self.limit, self.goal = programs, wafer, wafers, goal
         first = programs[0]
         self.stages = first.stages
         templates = [s.template for s in self.stages]
-        self.count = {
-            i: templates.count(templates[i]) for i in range(len(templates)) if templates.index(templates[i]) == i
-        }
-        self.like = [templates.index(t) for t in templates]  # the first stage of the same template
+        self.kinds = [templates.index(t) for t in templates]  # of a stage: the first of the same template
+        self.count = {i: self.kinds.count(i) for i in dict.fromkeys(self.kinds)}
         self.short_of_colors: tuple[int, int] | None = None  # stage, colors that it would take
         self.usable = int(wafer.sram_bytes - wafer.code_bytes)
         self.least = {i: max(1, -(-first.stored(i) // self.usable)) for i in self.count}
+        self.needed = sum(self.least[i] * n for i, n in self.count.items())
         self.layer = max(self.count, key=lambda i: (self.count[i] * first.stored(i), self.count[i]))
 
     def run(self) -> list[Region]:
-        needed = sum(self.least[i] * n for i, n in self.count.items())
-        fewest = max(1, -(-needed // int(self.wafer.pes)))
+        fewest = max(1, -(-self.needed // int(self.wafer.pes)))
         if self.limit is not None and fewest > self.limit:
-            raise self._too_large(needed)
+            raise self._too_large()
         for wafers in range(fewest, (self.limit or MAX_WAFERS) + 1):
             found = self._best(wafers)
+            if found is not None and self.limit and wafers < self.limit and self.goal.objective != "wafers":
+                found = min([found, *filter(None, [self._best(self.limit)])], key=lambda c: c.rank)
             if found is not None:
-                return found
+                return list(found.regions)
             if self.limit is None and wafers > 4 * fewest + 4:
                 break
-        raise self._too_large(needed)
+        raise self._too_large()
 
-    def _best(self, wafers: int) -> list[Region] | None:
-        """The placement with the fewest cycles found by walking from a few sizes of the repeated stage downhill."""
-        if self.grid is not None:
-            height, width = self.grid
-            chosen = dict.fromkeys(self.count, width)
-            return self._pack(chosen, height, wafers) if self._hold_all((0.0, height, chosen)) else None
-        heights = default_extent(int(self.wafer.rows))
-        widths = default_extent(int(self.wafer.columns))
-        found = sorted(self._walk(heights, widths, wafers, self.programs[:1]), key=lambda c: c[0])
-        if found and not self._hold_all(found[0]):  # the other programs must fit beside the first: look again
-            found += self._walk(heights, widths, wafers, self.programs)
-            found.sort(key=lambda c: c[0])
-        best = next((c for c in found if self._hold_all(c)), None)
-        return self._pack(best[2], best[1], wafers) if best else None
+    def _best(self, wafers: int) -> Candidate | None:
+        """The best placement found by walking from a few sizes of the repeated stage downhill."""
+        if self.goal.grid is not None:
+            height, width = self.goal.grid
+            return self._candidate((Shelf(height, dict.fromkeys(self.count, width)),), wafers)
+        for found in sorted(self._walk(wafers), key=lambda c: c.rank):
+            if self._hold_all(found):
+                return found
+        return None
 
     def _hold_all(self, candidate: Candidate) -> bool:
-        _, height, chosen = candidate
-        return all(self._holds(i, Grid(height, w), self.programs) for i, w in chosen.items())
+        grids = {(k, r.grid) for k, r in zip(self.kinds, candidate.regions, strict=True)}
+        return all(self._holds(k, grid, self.programs) for k, grid in sorted(grids))
 
-    def _walk(self, heights, widths, wafers: int, programs: list[Planned]) -> list[Candidate]:
-        """Every size of the repeated stage looked at and found to hold `programs`: some starts, then downhill."""
+    def _walk(self, wafers: int) -> list[Candidate]:
+        """Every size of the repeated stage looked at and found to fit: some starts, then downhill. Whether the other
+        programs fit too is asked only of those that are better than what is known to."""
+        heights, widths = default_extent(int(self.wafer.rows)), default_extent(int(self.wafer.columns))
         seen: dict[tuple[int, int], Candidate | None] = {}
+        best: list[Candidate] = []
 
-        def score(h: int, w: int) -> float:
+        def rank(h: int, w: int) -> tuple[float, ...]:
             if (h, w) not in seen:
-                seen[h, w] = self._try(heights[h], widths[w], wafers, programs)
+                found = self._try(heights[h], widths[w], wafers)
+                better = found is not None and (not best or found.rank < best[-1].rank)
+                if better and self._hold_all(found):
+                    best.append(found)
+                elif better:
+                    found = None
+                seen[h, w] = found
             candidate = seen[h, w]
-            return math.inf if candidate is None else candidate[0]
+            return (math.inf,) if candidate is None else candidate.rank
 
         for h, w in self._starts(heights, widths, wafers):
-            score(h, w)
-        for h, w in sorted(seen, key=lambda p: score(*p))[:3]:
+            rank(h, w)
+        for h, w in sorted(seen, key=lambda p: rank(*p))[:2]:
             while True:
-                near = [(h + a, w + b) for a in (-1, 0, 1) for b in (-1, 0, 1)]
+                near = [(h + a, w + b) for a, b in ((0, -1), (0, 1), (-1, 0), (1, 0), (-1, 1), (1, -1))]
                 near = [(a, b) for a, b in near if 0 <= a < len(heights) and 0 <= b < len(widths)]
-                a, b = min(near, key=lambda p: score(*p))
-                if score(a, b) >= score(h, w):
+                a, b = min(near, key=lambda p: rank(*p))
+                if rank(a, b) >= rank(h, w):
                     break
                 h, w = a, b
-        return [c for c in seen.values() if c is not None]
+        return best
 
-    def _starts(self, heights, widths, wafers) -> list[tuple[int, int]]:
-        """Sizes of the repeated stage to walk from: squarish ones, and for every height the widest that still packs."""
-        most = int(self.wafer.pes) * wafers / sum(self.count.values())
+    def _starts(self, heights: list[int], widths: list[int], wafers: int) -> list[tuple[int, int]]:
+        """Sizes of the repeated stage to walk from: squarish ones, and, where space is scarce, for every height the
+        widest that leaves room for all."""
+        most = self.wafer.pes * wafers / sum(self.count.values())
         found, area = [], most
         while area >= max(1, self.least[self.layer]) and len(found) < 6:
             h = min(range(len(heights)), key=lambda i: abs(heights[i] - math.sqrt(area)))
             found.append((h, min(range(len(widths)), key=lambda i: abs(widths[i] - area / heights[h]))))
-            area /= 3
-        needed = sum(self.least[i] * n for i, n in self.count.items())
-        crowded = needed > 0.2 * self.wafer.pes * wafers  # only then does the packing decide the size
-        for h, height in enumerate(heights if crowded else ()):
-            if most / 12 <= height * height <= most * 12:
-                over = bisect.bisect_left(
-                    range(len(widths)),
-                    True,
-                    key=lambda w: not self._pack(self._narrow(height, widths[w]), height, wafers),
-                )
-                found += [(h, over - 1)] * (over > 0)
+            area /= 2
+        if self.needed > 0.4 * self.wafer.pes * wafers:
+            for h, height in enumerate(heights):
+                if most / 12 <= height * height <= most * 12:
+                    narrow = {i: min(self._narrowest(i, height), int(self.wafer.columns)) for i in self.count}
+                    over = bisect.bisect_left(
+                        widths, True, key=lambda w: not self._pack((Shelf(height, narrow | {self.layer: w}),), wafers)
+                    )
+                    found += [(h, over - 1)] * (over > 0)
         return list(dict.fromkeys(found))
 
-    def _narrow(self, height: int, width: int) -> dict[int, int]:
-        """The repeated stage at `width`, the others at the least width that can hold them."""
-        chosen = {i: max(1, math.ceil(1.02 * self.least[i] / height)) for i in self.count}
-        return chosen | {self.layer: width}
-
-    def _try(self, height: int, width: int, wafers: int, programs: list[Planned]) -> Candidate | None:
-        """Cycles and widths with the repeated stage at height x width; None when it does not fit."""
-        chosen = self._narrow(height, width)
-        if height * width < self.least[self.layer] or self._pack(chosen, height, wafers) is None:
+    def _try(self, height: int, width: int, wafers: int) -> Candidate | None:
+        """The repeated stage at height x width, the others as wide as suits them best; None when they do not fit."""
+        if height * width < self.least[self.layer]:
             return None
-        if not self._holds(self.layer, Grid(height, width), programs):
+        leader = self.programs[:1]
+        chosen = {i: min(self._narrowest(i, height), int(self.wafer.columns)) for i in self.count} | {self.layer: width}
+        shelves = (Shelf(height, chosen),)
+        if self._pack(shelves, wafers) is None:
+            shelves = (*shelves, *self._others(wafers))
+            if len(shelves) == 1 or self._pack(shelves, wafers) is None:
+                return None
+        if not self._holds(self.layer, Grid(height, width), leader):
             return None
         for i in self.count:
-            if i != self.layer and not self._widen(i, chosen, height, wafers, programs):
-                return None
-        cycles = sum(self._cycles(i, Grid(height, chosen[i])) * n for i, n in self.count.items())
-        return cycles, height, chosen
+            if i != self.layer:
+                wider = self._widest(i, chosen, shelves, wafers)
+                if wider is None and len(shelves) == 1:
+                    return None
+                chosen = {k: w for k, w in (chosen | {i: wider}).items() if w is not None}
+        return self._candidate((Shelf(height, chosen), *shelves[1:]), wafers)
 
-    def _widen(self, i: int, chosen: dict[int, int], height: int, wafers: int, programs: list[Planned]) -> bool:
-        """Give a stage the width with the fewest cycles among those that still let everything fit."""
-        least, best = chosen[i], (math.inf, 0)
-        for factor in (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 8.0):
-            width = min(int(self.wafer.columns), math.ceil(least * factor))
-            if self._pack({**chosen, i: width}, height, wafers) is None:
+    def _widest(self, i: int, chosen: dict[int, int], shelves: tuple[Shelf, ...], wafers: int) -> int | None:
+        """The best width of a stage among those that still let everything fit; None when there is none."""
+        best: tuple[float, int] | None = None
+        height, columns = shelves[0].height, int(self.wafer.columns)
+        for width in sorted({min(columns, math.ceil(chosen[i] * f)) for f in (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 8.0)}):
+            if self._pack((Shelf(height, chosen | {i: width}), *shelves[1:]), wafers) is None:
                 break
-            if self._holds(i, Grid(height, width), programs):
-                best = min(best, (self._cycles(i, Grid(height, width)), width))
-        if best[1] == 0:
-            return False
-        chosen[i] = best[1]
-        return True
+            if self._holds(i, Grid(height, width), self.programs):
+                cycles = self._cycles(i, Grid(height, width))
+                best = min(best or (math.inf, 0), (cycles, width))
+        return best[1] if best else None
 
-    def _pack(self, chosen: dict[int, int], height: int, wafers: int) -> list[Region] | None:
-        return snake([chosen[i] for i in self.like], height, self.wafer, wafers)
+    def _narrowest(self, i: int, height: int) -> int:
+        return max(1, math.ceil(1.02 * self.least[i] / height))
+
+    def _others(self, wafers: int) -> Iterator[Shelf]:
+        """Shelves of so many equal regions side by side, as low as their stages allow: they fill what the others
+        leave. Only where space is scarce."""
+        if self.needed < 0.6 * self.wafer.pes * wafers:
+            return
+        for i in self.count:
+            for across in (1, 2, 3, 4) if i == self.layer else (1,):
+                width = int(self.wafer.columns) // across
+                low = math.ceil(self.least[i] / width)
+                heights = (low + n for n in range(1 + low // 6))
+                height = next((h for h in heights if self._holds(i, Grid(h, width), self.programs)), None)
+                if height is not None:
+                    yield Shelf(height, {i: width})
+
+    def _candidate(self, shelves: tuple[Shelf, ...], wafers: int) -> Candidate | None:
+        regions = self._pack(shelves, wafers)
+        if regions is None:
+            return None
+        grids: dict[tuple[int, Grid], int] = {}
+        for key in ((k, r.grid) for k, r in zip(self.kinds, regions, strict=True)):
+            grids[key] = grids.get(key, 0) + 1
+        if not all(self._holds(i, grid, self.programs[:1]) for i, grid in grids):
+            return None
+        return Candidate(self._rank(grids, regions), shelves, tuple(regions))
+
+    def _rank(self, grids: dict[tuple[int, Grid], int], regions: list[Region]) -> tuple[float, ...]:
+        """Smaller is better."""
+        cycles = sum(self._cycles(i, grid) * n for (i, grid), n in grids.items())
+        if self.goal.objective == "throughput":
+            return max(self._cycles(i, grid) for i, grid in grids), cycles
+        if self.goal.objective == "users":
+            rooms = [self._rooms(i, grid) for i, grid in grids]
+            too_slow = cycles * self.goal.speed > self.wafer.clock_hz
+            return float(too_slow), cycles * too_slow, -min(rooms), cycles
+        return (cycles,)
+
+    def _rooms(self, i: int, grid: Grid) -> float:
+        """How often the state of a stage fits into what its region has left."""
+        tiled = self.programs[0].tile(i, grid, self.wafer)
+        state = state_bytes(tiled)
+        left = self.wafer.sram_bytes - stored_bytes(tiled) - buffer_bytes(tiled)
+        return left / state if state else math.inf
+
+    def _pack(self, shelves: tuple[Shelf, ...], wafers: int) -> list[Region] | None:
+        return pack(self.kinds, shelves, self.wafer, wafers, self.goal.first)
 
     def _cycles(self, i: int, grid: Grid) -> float:
-        return self.programs[0].tile(i, grid, self.wafer).data_cost.cycles
+        return float(self.programs[0].tile(i, grid, self.wafer).data_cost.cycles)
 
     def _holds(self, i: int, grid: Grid, programs: list[Planned]) -> bool:
         """The fullest PE of a stage stays within SRAM, over all `programs` that share it, and what they share lies the
@@ -222,17 +237,17 @@ class _Placer:
             return False
         return max(map(stored_bytes, tiled)) + max(map(buffer_bytes, tiled)) <= self.wafer.sram_bytes
 
-    def _too_large(self, needed: int) -> FitError:
+    def _too_large(self) -> FitError:
         """What does not fit, by how much, and what would: found by trying, not by arithmetic."""
-        pes = int(self.wafer.pes)
+        pes, needed = int(self.wafer.pes), self.needed
         total = sum(self.programs[0].stored(i) * n for i, n in self.count.items())
         big = max(self.count, key=lambda i: self.least[i])
         message = (
             f"the program does not fit: {_size(total)} of weights and state need at least {needed:,} PEs of "
             f"{self.usable:,} B beside the code, and a {self.wafer.name} has {pes:,}."
         )
-        if self.grid is not None:
-            h, w = self.grid
+        if self.goal.grid is not None:
+            h, w = self.goal.grid
             short = [i for i in self.count if not self._holds(i, Grid(h, w), self.programs)]
             if short:
                 first = short[0]

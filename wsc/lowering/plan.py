@@ -205,9 +205,11 @@ def _fill(stages: list[Stage], normal: Normal, roles: Roles, data, views, place)
                     stage.states.append(a)
         made = (v for e, d in zip(stage.eqns, stage.data, strict=True) if d for v in e.outvars)
         stage.results = [v for v in made if v in outputs and roles.of(v) != "state"]
+    known: dict[tuple, tuple] = {}
     for stage, found in zip(stages, exported, strict=True):
         stage.exports = list(found)
-        stage.template = _signature(stage, roles)
+        template = _signature(stage, roles)
+        stage.template = known.setdefault(template, template)  # equal ones are one object
 
 
 def _signature(stage: Stage, roles: Roles) -> tuple:

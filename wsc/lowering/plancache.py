@@ -4,7 +4,7 @@ A plan is a JSON object, and only ever a hint: a kept one is built and checked l
 with it, or with the folder it lies in, a new one is made.
 
 The folder is $WSC_PLAN_CACHE, or else `plans` in that of the fetched models ($WSC_CACHE, or the cache folder of the
-user); `WSC_PLAN_CACHE=0` keeps nothing.
+user); 0 in the one, or in the other alone, keeps nothing.
 """
 
 import contextlib
@@ -150,10 +150,10 @@ def save(key: str | None, plan: dict) -> None:
 
 
 def _folder() -> Path | None:
-    named = os.environ.get("WSC_PLAN_CACHE")
-    if named:
-        return None if named == "0" else Path(named)
-    folder = Path(os.environ.get("WSC_CACHE") or platformdirs.user_cache_dir("wsc")) / "plans"
+    own, shared = os.environ.get("WSC_PLAN_CACHE"), os.environ.get("WSC_CACHE")
+    if (own or shared) == "0":
+        return None
+    folder = Path(own) if own else Path(shared or platformdirs.user_cache_dir("wsc")) / "plans"
     return None if folder.parts[0] == "~" else folder  # a user without a home
 
 

@@ -1,35 +1,87 @@
-"""Search: the best way found to tile a stage onto a region, greedy with a beam of one over the state's layouts."""
+"""Search: how to tile a stage onto a region. Greedy, with a beam over the ways in which its state may lie.
+
+The ways are tried where a stage is first met, and the best of them is kept for the other sizes of its region.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from wsc.layout import Grid
+from wsc.lowering import jaxapi
 from wsc.lowering.hints import find_hints, state_layouts
 from wsc.lowering.memory import buffer_bytes, stored_bytes
 from wsc.lowering.plan import Stage
 from wsc.lowering.roles import Roles
-from wsc.lowering.strategy import Strategy
+from wsc.lowering.strategy import WSC, Strategy
 from wsc.lowering.tile import TiledStage, tile_stage
 from wsc.machine.wafer import Wafer
 
+Shares = Mapping[int, int]  # by position of a state: among how many PEs its growing dimension is shared besides
+
+
+@dataclass
+class Planned:
+    """One program, planned into stages and not yet placed."""
+
+    stages: list[Stage]
+    roles: Roles
+    strategy: Strategy = WSC
+    leader: "Planned | None" = None  # the program whose weights and state it shares: it decides how they lie
+    tiled: dict = field(default_factory=dict)  # (template, grid) -> TiledStage
+    shares: dict = field(default_factory=dict)  # template -> Shares found best where it was first tiled
+
+    def tile(self, i: int, grid: Grid, wafer: Wafer) -> TiledStage:
+        """Stage i on a region of `grid` PEs."""
+        stage = self.stages[i]
+        key = (id(stage.template), grid)
+        if key not in self.tiled:
+            if self.leader:
+                decided = self.leader.tile(i, grid, wafer)
+                self.tiled[key] = follow(stage, self.roles, grid, wafer, self.strategy, decided)
+            else:
+                known = self.shares.get(id(stage.template))
+                found, shares = best_tiling(stage, self.roles, grid, wafer, self.strategy, known)
+                self.tiled[key] = found
+                self.shares.setdefault(id(stage.template), shares)
+        return self.tiled[key]
+
+    def stored(self, i: int) -> int:
+        """Bytes of weights and state of a stage, wherever they lie."""
+        stage = self.stages[i]
+        weights = sum(self.roles.weights[v].nbytes for v in stage.weights)
+        return weights + sum(jaxapi.nbytes(v.aval.shape, v.aval.dtype) for v in stage.states)
+
+
+def follow(
+    stage: Stage, roles: Roles, grid: Grid, wafer: Wafer, strategy: Strategy, decided: TiledStage
+) -> TiledStage:
+    """A stage of a program whose weights and state lie as another's tiling `decided`."""
+    states = {s.position: s.layout for s in decided.states}
+    return tile_stage(stage, roles, grid, wafer, strategy, states, uses=decided.uses)
+
 
 def best_tiling(
-    stage: Stage, roles: Roles, grid: Grid, wafer: Wafer, strategy: Strategy, decided: TiledStage | None = None
-) -> TiledStage:
-    """The tiling with the fewest cycles found. `decided` is that of another program which shares weights and state:
-    they lie as they do there."""
-    given = {s.position: s.layout for s in decided.states} if decided else {}
-    plain = tile_stage(stage, roles, grid, wafer, strategy, given)
-    if not strategy.compiled or (decided and not decided.hinted):
-        return plain
+    stage: Stage, roles: Roles, grid: Grid, wafer: Wafer, strategy: Strategy, shares: Shares | None = None
+) -> tuple[TiledStage, Shares]:
+    """The tiling with the fewest cycles found, and the shares of its state; all are tried where `shares` is None."""
+    plain = tile_stage(stage, roles, grid, wafer, strategy)
+    if not strategy.compiled:
+        return plain, {}
     hints = find_hints(stage, roles, plain.ops)
-    hinted = tile_stage(stage, roles, grid, wafer, strategy, given, hints)
-    if decided:
-        return hinted
-    best = min(plain, hinted, key=_rank)
-    for p in range(len(stage.states) if best.hinted else 0):
+    best = min(plain, tile_stage(stage, roles, grid, wafer, strategy, hints=hints), key=_rank)
+    if not best.hinted or not stage.states:
+        return best, {}
+    ways: list[dict[int, Any]] = [state_layouts(stage, p, best.states[p].layout, grid) for p in range(len(stage.states))]
+    found: dict[int, int] = {}
+    for p, layouts in enumerate(ways):
         lying = {s.position: s.layout for s in best.states}
-        for layout in state_layouts(stage, p, lying[p], grid):
-            tried = tile_stage(stage, roles, grid, wafer, strategy, lying | {p: layout}, hints)
-            best = min(best, tried, key=_rank)
-    return best
+        for share, layout in layouts.items():
+            if shares is None or shares.get(p) == share:
+                tried = tile_stage(stage, roles, grid, wafer, strategy, lying | {p: layout}, hints)
+                if _rank(tried) < _rank(best):
+                    best, found[p] = tried, share
+    return best, found
 
 
 def _rank(tiled: TiledStage) -> tuple[int, float]:

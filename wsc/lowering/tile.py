@@ -30,6 +30,10 @@ from wsc.machine.steps import AllReduce, Compute, Multicast, Shift, Step
 from wsc.machine.wafer import Wafer
 
 
+NOTHING: Mapping = MappingProxyType({})
+_KEEP = ("dot_general", "gather")  # what decides how a weight lies
+
+
 @dataclass(frozen=True)
 class TiledOp:
     """One equation on a region. `control` ops depend on no activation and run before the stage's input arrives."""
@@ -64,6 +68,7 @@ class TiledStage:
     states: list[Stored]
     buffers: list[tuple[int, int, int]] = field(default_factory=list)  # (bytes, first use, last use) by op position
     hinted: bool = False  # values were laid where they will be wanted
+    uses: dict = field(default_factory=dict)  # (weight by position, shape it is seen in) -> layout in a product
 
     @cached_property
     def colors(self) -> int:
@@ -78,27 +83,30 @@ class TiledStage:
 
 def tile_stage(
     stage: Stage, roles: Roles, grid: Grid, wafer: Wafer, strategy: Strategy = WSC,
-    states: Mapping[int, Layout] = MappingProxyType({}), hints: Mapping[Any, Layout] = MappingProxyType({}),
+    states: Mapping[int, Layout] = NOTHING, hints: Mapping[Any, Layout] = NOTHING, uses: Mapping = NOTHING,
 ) -> TiledStage:  # fmt: skip
     """Tile a stage onto a region of `grid` PEs. Its collectives are the cheapest that the wafer's colors allow all
     together: while they take too many, each is chosen under a smaller budget of its own.
 
-    `states` says how state lies, by position, where that is decided; `hints` where values will be wanted."""
+    `states` says how state lies, by position, where that is decided, `uses` how weights do; `hints` where values will
+    be wanted."""
     budget = int(wafer.colors)
-    tiled = _Tiler(stage, roles, Where(grid, wafer, strategy), states, hints).run()
+    tiled = _Tiler(stage, roles, Where(grid, wafer, strategy), states, hints, uses).run()
     while tiled.colors > wafer.colors and budget > 1:
         budget -= 1
-        tiled = _Tiler(stage, roles, Where(grid, replace(wafer, colors=budget), strategy), states, hints).run()
+        tiled = _Tiler(stage, roles, Where(grid, replace(wafer, colors=budget), strategy), states, hints, uses).run()
         tiled.wafer = wafer
     return tiled
 
 
 class _Tiler:
-    def __init__(self, stage: Stage, roles: Roles, where: Where, states, hints):
+    def __init__(self, stage: Stage, roles: Roles, where: Where, states, hints, uses):
         self.stage, self.roles, self.where, self.hints = stage, roles, where, hints
         self.at: dict[Any, Layout] = {stage.states[p]: at for p, at in states.items()}  # where activations and state lie
         self.wanted: dict[Any, dict[Layout, None]] = {}  # the layouts that users want of flexible values
         self.came: dict[tuple, None] = {}  # (value, layout) already brought about, in order
+        self.decided, self.uses = uses, {}
+        self.seen = _seen_through(stage)
         self.ops: list[TiledOp | None] = [None] * len(stage.eqns)
         self.spreads = {
             e.outvars[0]: e
@@ -123,7 +131,7 @@ class _Tiler:
             Stored(p, self.at.get(v) or default_layout(v.aval.shape, self.where), v.aval.shape, v.aval.dtype)
             for p, v in enumerate(self.stage.states)
         ]
-        tiled = TiledStage(self.where.grid, self.where.wafer, ops, weights, states, hinted=bool(self.hints))
+        tiled = TiledStage(self.where.grid, self.where.wafer, ops, weights, states, hinted=bool(self.hints), uses=self.uses)
         tiled.buffers = self._buffers()
         return tiled
 
@@ -137,6 +145,8 @@ class _Tiler:
             if isinstance(atom, Literal) or want is None:
                 continue
             if self.roles.flexible(atom):
+                if op.name in _KEEP:
+                    self.uses.setdefault((self.seen.get(atom), tuple(atom.aval.shape)), want)
                 self.wanted.setdefault(atom, {})[want] = None
             elif operand.layout is None:
                 self.at[atom] = want  # state, at its first use
@@ -167,6 +177,8 @@ class _Tiler:
         for a in eqn.invars:
             shape, itemsize = tuple(a.aval.shape), _itemsize(a.aval)
             layout = None if isinstance(a, Literal) else self.at.get(a)
+            if layout is None and not isinstance(a, Literal):
+                layout = self.decided.get((self.seen.get(a), shape)) if eqn.primitive.name in _KEEP else None
             ins.append(Operand(shape, itemsize, self.roles.of(a), layout))
         outs = [v.aval for v in eqn.outvars]
         return Op(
@@ -286,6 +298,15 @@ def _by_rows(step: Compute, tile: tuple[int, ...]) -> Compute:
     if len(tile) < 2 or tile[0] == 1:
         return step
     return replace(step, calls=step.calls * tile[0], length=step.length // tile[0], maps=1, bare=False)
+
+
+def _seen_through(stage: Stage) -> dict[Any, int]:
+    """The weight, by position, that each variable is a view of."""
+    found = {v: p for p, v in enumerate(stage.weights)}
+    for eqn, data in zip(stage.eqns, stage.data, strict=True):
+        if not data and eqn.invars and not isinstance(eqn.invars[0], Literal) and eqn.invars[0] in found:
+            found.setdefault(eqn.outvars[0], found[eqn.invars[0]])
+    return found
 
 
 def _itemsize(aval) -> int:

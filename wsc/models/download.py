@@ -27,10 +27,12 @@ _STALE_SECONDS = 3600  # a staging folder that nothing wrote to for so long was 
 
 
 def cache_folder() -> Path:
-    """Where fetched models are kept: $WSC_CACHE, or else the cache folder of the user."""
+    """Where fetched models are kept: $WSC_CACHE, or else the cache folder of the user. A 0 there is no folder: it only
+    says that no plans are to be kept."""
     import platformdirs
 
-    return Path(os.environ.get("WSC_CACHE") or platformdirs.user_cache_dir("wsc"))
+    named = os.environ.get("WSC_CACHE")
+    return Path(named if named and named != "0" else platformdirs.user_cache_dir("wsc"))
 
 
 def smollm2(progress: bool = True) -> Path:
