@@ -1,5 +1,6 @@
 """`wsc.compile`: the passes in order, from a JAX function to a program placed on wafers."""
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from wsc.lowering import jaxapi, plancache, waferllm
 from wsc.lowering.build import Conditions, build_programs
 from wsc.lowering.check import check
 from wsc.lowering.normalize import Normal, normalize
-from wsc.lowering.place import Goal, place
+from wsc.lowering.place import OBJECTIVES, Goal, Lazy, place
 from wsc.lowering.plan import plan_stages
 from wsc.lowering.rewrite import rewrite
 from wsc.lowering.roles import find_roles
@@ -48,10 +49,13 @@ def compile(
     context: int = 2048,
     batch: int = 1,
     order: str = "fabric",
+    objective: str = "latency",
+    speed: float | None = None,
     prefill_chunk: int | None = None,
     weight_argnums: int | Sequence[int] | None = None,
     strategy: str = "wsc",
     grid: tuple[int, int] | None = None,
+    beside: Executable | None = None,
 ) -> Executable:
     """Compile a JAX function or a flax module for a wafer.
 
@@ -59,14 +63,18 @@ def compile(
     returns a LanguageModel. `compile(module, *args)` compiles a flax module (nnx; or linen, its variables first), and
     `compile(fn, *args)` any function; arguments may be arrays or `jax.ShapeDtypeStruct`s, in any pytrees.
 
-    wafer: the hardware, WSE3 unless told (WSE2 for "waferllm"); `wafers`: how many at most, None for as many as needed.
-    prefill_chunk: tokens of each user that a prefill program takes at a time, 8 shared among the users unless told.
+    wafer: the hardware, WSE3 unless told (WSE2 for "waferllm"); `wafers`: how many at most, None for as few as hold it.
+    objective: what regions are sized for: the least "latency" of a token, the most "throughput" of the full machine,
+    the most "users" that each get `speed` tokens a second, or the fewest "wafers".
+    prefill_chunk: tokens of each user that a prefill program takes at a time; None for as many as fit beside the
+    weights, up to 8 shared among the users.
     order: "fabric" adds partial sums as the wafer does, "xla" as `jax.jit` does.
     weight_argnums: which arguments stay in SRAM as weights; by default flax modules and their variables, and pytrees
     of floats that are not returned.
     strategy: "wsc", or "waferllm" to map a language model as that paper does: one layer on a square `grid` of PEs. Its
     cost is to be compared; what it computes is that layer in blocks (see `wsc.lowering.waferllm`), and `.prefill` of it
     is the layer for a whole prompt of `context` tokens. grid: (rows, columns) of PEs of every stage.
+    beside: another executable, on whose last wafer this one begins below what is in use.
 
     Raises TraceError, ArgumentError, UnsupportedError or FitError, each a `wsc.WscError`.
 
@@ -79,52 +87,67 @@ def compile(
     chosen = _strategy(strategy)
     wafer = chosen.wafer if wafer is None else wafer
     _check_options(wafer, order, wafers, context, batch, prefill_chunk, chosen, grid)
-    prefill_chunk = prefill_chunk or max(1, min(PREFILL_CHUNK // batch, context))
+    goal = _goal(objective, speed, grid, beside, wafer)
     decodes = not args and hasattr(model, "abstract_cache")
     if chosen.blocked and decodes:
         entries = _timed_layers(model, waferllm.square(grid), context, batch)
-        (decode,), (prefill,) = (_lower([e], wafer, wafers, chosen, grid) for e in entries)
+        (decode,), (prefill,) = (_lower(e, [], wafer, wafers, chosen, goal) for e in entries)
         return TimedLayer(*decode, order, prefill=Executable(*prefill, order))
     if decodes:
-        entries = [_step(model, 1, context, batch), _step(model, prefill_chunk, context, batch)]
-        decode, prefill = _lower(entries, wafer, wafers, chosen, grid)
+        most = max(1, min(PREFILL_CHUNK // batch, context))
+        chunks = [prefill_chunk] if prefill_chunk else [n for n in (most, most // 2, most // 4, most // 8) if n]
+        chunked = [_step(model, n, context, batch) for n in chunks]
+        decode, prefill = _lower(_step(model, 1, context, batch), chunked, wafer, wafers, chosen, goal)
         bound = tuple(jax.tree.leaves(model))
         return LanguageModel(model, *decode, Executable(*prefill, order, bound), order, context, batch)
-    (lowered,) = _lower([_entry(model, args, weight_argnums)], wafer, wafers, chosen, grid)
+    (lowered,) = _lower(_entry(model, args, weight_argnums), [], wafer, wafers, chosen, goal)
     bound = tuple(jax.tree.leaves(model)) if jaxapi.is_nnx_module(model) else ()
     return Executable(*lowered, order, bound)
 
 
 def _lower(
-    entries: list[Entry], wafer: Wafer, wafers: int | None, strategy: Strategy, grid: tuple[int, int] | None
+    entry: Entry, others: list[Entry], wafer: Wafer, wafers: int | None, strategy: Strategy, goal: Goal
 ) -> list[tuple[Program, jaxapi.Traced]]:
-    """The passes in order, for entries that share their weights and so their regions."""
-    traced, normals, planned = _plan(entries, strategy)
+    """The passes in order, for an entry and the first of `others` that fits beside it on the same regions: they share
+    their weights."""
+    first = _plan(entry, strategy)
+    plans = Lazy(_plan(e, strategy, first.planned) for e in others)
 
     def search() -> dict:
-        return {"regions": plancache.pack(place(planned, wafer, wafers, Goal(grid=grid)))}
+        regions, which = place(first.planned, Lazy(p.planned for p in plans), wafer, wafers, goal)
+        return {"regions": plancache.pack(regions), "which": which, "shares": first.planned.shares_as_rows()}
 
-    def build(plan: dict) -> list[Program]:
-        regions = plancache.unpack(plan["regions"], wafers, grid)
-        programs = build_programs(normals, planned, regions, wafer, [e.conditions for e in entries])
+    def build(plan: dict) -> list[tuple[Program, jaxapi.Traced]]:
+        regions = plancache.unpack(plan["regions"], wafers, goal)
+        chosen = [(first, entry)] + [(plans[plan["which"]], others[plan["which"]])] * bool(others)
+        first.planned.take_shares(plan["shares"])
+        normals, planned = [p.normal for p, _ in chosen], [p.planned for p, _ in chosen]
+        programs = build_programs(normals, planned, regions, wafer, [e.conditions for _, e in chosen])
         check(programs)
-        return programs
+        return [(program, p.traced) for program, (p, _) in zip(programs, chosen, strict=True)]
 
-    key = plancache.key([p.stages for p in planned], strategy.name, wafer, wafers, grid)
-    return list(zip(plancache.cached(key, search, build), traced, strict=True))
+    known = [first, *(plans[i] for i in range(min(1, len(others))))]
+    key = plancache.key([p.planned.stages for p in known], strategy.name, wafer, wafers, goal, len(others))
+    return plancache.cached(key, search, build)
 
 
-def _plan(entries: list[Entry], strategy: Strategy) -> tuple[list[jaxapi.Traced], list[Normal], list[Planned]]:
-    """The passes before placement; the first entry leads."""
-    traced = [_trace(e) for e in entries]
-    normals = [normalize(t) for t in traced]
+@dataclass(frozen=True)
+class _Plan:
+    """One entry after the passes that come before placement."""
+
+    traced: jaxapi.Traced
+    normal: Normal
+    planned: Planned
+
+
+def _plan(entry: Entry, strategy: Strategy, leader: Planned | None = None) -> _Plan:
+    """The passes before placement. The weights lie as the `leader` lays them."""
+    traced = _trace(entry)
+    normal = normalize(traced)
     if strategy.compiled:
-        normals = [rewrite(n, _leaves(e)) for n, e in zip(normals, entries, strict=True)]
-    roles = [find_roles(n, t.arg_names, _leaves(e)) for n, t, e in zip(normals, traced, entries, strict=True)]
-    planned = [Planned(plan_stages(n, r), r, strategy) for n, r in zip(normals, roles, strict=True)]
-    for follower in planned[1:]:
-        follower.leader = planned[0]
-    return traced, normals, planned
+        normal = rewrite(normal, _leaves(entry))
+    roles = find_roles(normal, traced.arg_names, _leaves(entry))
+    return _Plan(traced, normal, Planned(plan_stages(normal, roles), roles, strategy, leader))
 
 
 def further_pass(exe: LanguageModel, tokens: int) -> Program:
@@ -133,14 +156,31 @@ def further_pass(exe: LanguageModel, tokens: int) -> Program:
     Raises FitError when it does not fit there.
     """
     entries = [_step(exe.model, n, exe.context, exe.batch) for n in (1, tokens)]
-    _, normals, planned = _plan(entries, WSC)
+    first = _plan(entries[0], WSC)
+    plans = [first, _plan(entries[1], WSC, first.planned)]
     regions = [s.region for s in exe.program.stages]
+    normals, planned = [p.normal for p in plans], [p.planned for p in plans]
     _, found = build_programs(normals, planned, regions, exe.program.wafer, [e.conditions for e in entries])
     layouts = [[w.layout for s in p.stages for w in s.weights] for p in (exe.program, found)]
     if layouts[0] != layouts[1]:
         raise FitError(f"{tokens} tokens at a time do not fit these regions with the weights laid as they are")
     check([exe.program, found])
     return found
+
+
+def _goal(objective: str, speed: Any, grid: Any, beside: Any, wafer: Wafer) -> Goal:
+    if objective not in OBJECTIVES:
+        raise ArgumentError(f"objective is {objective!r}: it must be one of {', '.join(OBJECTIVES)}")
+    if speed is not None and (objective != "users" or not isinstance(speed, int | float) or not 0 < speed < math.inf):
+        raise ArgumentError(f"speed is {speed!r} tokens a second: a number above 0, for objective 'users' alone")
+    start = (0, 0)
+    if beside is not None:
+        if not isinstance(beside, Executable) or beside.program.wafer != wafer:
+            raise ArgumentError(f"beside is {beside!r}: it must be an executable compiled for the same {wafer.name}")
+        regions = [s.region for s in beside.program.stages]
+        last = max(r.wafer for r in regions)
+        start = (last, max(r.y + r.height for r in regions if r.wafer == last))
+    return Goal(objective, float(speed or 0.0), pair(grid) if grid is not None else None, start)
 
 
 def _strategy(name: str) -> Strategy:

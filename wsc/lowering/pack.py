@@ -17,10 +17,10 @@ class Shelf:
 
 
 def pack(
-    kinds: Sequence[int], shelves: Sequence[Shelf], wafer: Wafer, wafers: int, first: int = 0
+    kinds: Sequence[int], shelves: Sequence[Shelf], wafer: Wafer, wafers: int, start: tuple[int, int] = (0, 0)
 ) -> list[Region] | None:
     """Regions of stages of the given kinds, in order, on the fewest wafers and then the fewest rows that shelves of
-    these heights allow, from wafer `first` on; None when `wafers` do not hold them.
+    these heights allow, from `start` on, (wafer, rows in use on it); None when `wafers` do not hold them.
 
     After so many stages, a packing that ends on an earlier wafer, or with fewer rows, is as good a start for the rest
     as any: so the best end after every stage leads to the best end of all.
@@ -30,7 +30,7 @@ def pack(
     """
     rows, columns = int(wafer.rows), int(wafer.columns)
     far = (wafers, 0)
-    ends: list[tuple[int, int]] = [(0, 0)] + [far] * len(kinds)  # (wafer, rows used on it) after so many stages
+    ends: list[tuple[int, int]] = [start] + [far] * len(kinds)  # (wafer, rows used on it) after so many stages
     cut: list[tuple[int, Shelf] | None] = [None] * (len(kinds) + 1)  # where the last shelf begins, and which it is
     for begin in range(len(kinds)):
         if ends[begin] >= far:
@@ -54,18 +54,18 @@ def pack(
     while (at := cut[last]) is not None:
         found.append((at[0], last, ends[last][1], at[1]))
         last = at[0]
-    return _lay(kinds, found[::-1], columns, first)
+    return _lay(kinds, found[::-1], columns, start)
 
 
-def _lay(kinds: Sequence[int], shelves: list[tuple[int, int, int, Shelf]], columns: int, first: int) -> list[Region]:
+def _lay(kinds: Sequence[int], shelves: list[tuple[int, int, int, Shelf]], columns: int, start) -> list[Region]:
     """Shelves given as (first stage, end, rows used with it, shelf), every other one from right to left."""
     regions: list[Region] = []
-    chip, forward = first - 1, False
+    chip, forward = start[0], False
     for begin, end, bottom, shelf in shelves:
         widths = [shelf.widths[k] for k in kinds[begin:end]]
         top = bottom - shelf.height
-        if top == 0:
-            chip, forward, x = chip + 1, True, 0
+        if top == 0 or not regions:
+            chip, forward, x = chip + (top == 0 and bool(regions or start[1])), True, 0
         else:  # begin where the last one ended, as far as there is room
             forward, before = not forward, regions[-1]
             if forward:

@@ -5,7 +5,7 @@ Programs that share weights (prefill and decode) share regions: the first progra
 
 import bisect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from wsc.errors import FitError
@@ -28,7 +28,7 @@ class Goal:
     objective: str = "latency"
     speed: float = 0.0
     grid: tuple[int, int] | None = None  # every region of this size
-    first: int = 0  # wafers before this one are in use
+    start: tuple[int, int] = (0, 0)  # (wafer, rows of it) where free PEs begin
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,39 @@ class Candidate:
     regions: tuple[Region, ...]
 
 
-def place(programs: list[Planned], wafer: Wafer, wafers: int | None, goal: Goal = Goal()) -> list[Region]:  # noqa: B008
-    """One region a stage, the same for all `programs`, on at most `wafers` wafers; None takes as many as needed.
+class Lazy(Sequence):
+    """A sequence whose items are made when they are first asked for, in order."""
+
+    def __init__(self, items: Iterable):
+        self._made, self._more = [], iter(items)
+
+    def __getitem__(self, i):
+        while len(self._made) <= i:
+            try:
+                self._made.append(next(self._more))
+            except StopIteration:
+                raise IndexError(i) from None
+        return self._made[i]
+
+    def __len__(self) -> int:
+        self._made += self._more
+        return len(self._made)
+
+
+def place(
+    leader: Planned, others: Sequence[Planned], wafer: Wafer, wafers: int | None, goal: Goal = Goal()  # noqa: B008
+) -> tuple[list[Region], int]:  # fmt: skip
+    """One region a stage, on at most `wafers` wafers; None takes as many as needed. With it the number of the first of
+    `others`, programs that share weights and regions, that fits beside the leader.
 
     Raises FitError when a stage or the whole does not fit, saying by how much and what would.
     """
-    return _Placer(programs, wafer, wafers, goal).run()
+    return _Placer(leader, others, wafer, wafers, goal).run()
 
 
 class _Placer:
-    def __init__(self, programs: list[Planned], wafer: Wafer, wafers: int | None, goal: Goal):
-        self.programs, self.wafer, self.limit, self.goal = programs, wafer, wafers, goal
-        first = programs[0]
+    def __init__(self, first: Planned, others: Sequence[Planned], wafer: Wafer, wafers: int | None, goal: Goal):
+        self.programs, self.others, self.wafer, self.limit, self.goal = [first], others, wafer, wafers, goal
         self.stages = first.stages
         templates = [s.template for s in self.stages]
         self.kinds = [templates.index(t) for t in templates]  # of a stage: the first of the same template
@@ -62,19 +83,37 @@ class _Placer:
         self.needed = sum(self.least[i] * n for i, n in self.count.items())
         self.layer = max(self.count, key=lambda i: (self.count[i] * first.stored(i), self.count[i]))
 
-    def run(self) -> list[Region]:
+    def run(self) -> tuple[list[Region], int]:
         fewest = max(1, -(-self.needed // int(self.wafer.pes)))
-        if self.limit is not None and fewest > self.limit:
+        begun = self.goal.start[0]
+        if self.limit is not None and begun + fewest > self.limit:
             raise self._too_large()
-        for wafers in range(fewest, (self.limit or MAX_WAFERS) + 1):
-            found = self._best(wafers)
+        for wafers in range(begun + fewest, (self.limit or MAX_WAFERS) + 1):
+            found = self._with_others(wafers)
             if found is not None and self.limit and wafers < self.limit and self.goal.objective != "wafers":
-                found = min([found, *filter(None, [self._best(self.limit)])], key=lambda c: c.rank)
+                found = min([found, *filter(None, [self._with_others(self.limit)])], key=lambda f: f[0].rank)
             if found is not None:
-                return list(found.regions)
-            if self.limit is None and wafers > 4 * fewest + 4:
+                return list(found[0].regions), found[1]
+            if self.limit is None and wafers > begun + 4 * fewest + 4:
                 break
         raise self._too_large()
+
+    def _with_others(self, wafers: int) -> tuple[Candidate, int] | None:
+        """The best placement, and which of the other programs it was made for: the first that fits."""
+        leader = self.programs[:1]
+        if not len(self.others):
+            found = self._best(wafers)
+            return (found, 0) if found else None
+        for which, other in enumerate(self.others):
+            self.programs = [*leader, other]
+            found = self._best(wafers)
+            if found is not None:
+                return found, which
+            if which == 0:  # a smaller one helps only if the leader alone would fit
+                self.programs = leader
+                if self._best(wafers) is None:
+                    return None
+        return None
 
     def _best(self, wafers: int) -> Candidate | None:
         """The best placement found by walking from a few sizes of the repeated stage downhill."""
@@ -220,7 +259,7 @@ class _Placer:
         return left / state if state else math.inf
 
     def _pack(self, shelves: tuple[Shelf, ...], wafers: int) -> list[Region] | None:
-        return pack(self.kinds, shelves, self.wafer, wafers, self.goal.first)
+        return pack(self.kinds, shelves, self.wafer, wafers, self.goal.start)
 
     def _cycles(self, i: int, grid: Grid) -> float:
         return float(self.programs[0].tile(i, grid, self.wafer).data_cost.cycles)
@@ -272,7 +311,7 @@ class _Placer:
             over = needed - self.limit * pes
             by = f"It is over by {over:,} PEs on" if over > 0 else "With buffers and whole stages it does not fit on"
             more = range(self.limit + 1, 4 * (needed // pes + 1) + 5)
-            enough = next((n for n in more if self._best(n) is not None), None)
+            enough = next((n for n in more if self._with_others(n) is not None), None)
             advice = f"give it wafers={enough}." if enough else "no number of wafers was found that would do."
             return FitError(f"{message} {by} {self.limit}: {advice}")
         return FitError(

@@ -33,6 +33,7 @@ class Stage:
     weights: list[Any] = field(default_factory=list)
     states: list[Any] = field(default_factory=list)
     template: tuple = ()
+    template_number: int = 0  # equal for equal templates of one program
 
 
 def plan_stages(normal: Normal, roles: Roles) -> list[Stage]:
@@ -205,11 +206,12 @@ def _fill(stages: list[Stage], normal: Normal, roles: Roles, data, views, place)
                     stage.states.append(a)
         made = (v for e, d in zip(stage.eqns, stage.data, strict=True) if d for v in e.outvars)
         stage.results = [v for v in made if v in outputs and roles.of(v) != "state"]
-    known: dict[tuple, tuple] = {}
+    known: dict[tuple, int] = {}
     for stage, found in zip(stages, exported, strict=True):
         stage.exports = list(found)
         template = _signature(stage, roles)
-        stage.template = known.setdefault(template, template)  # equal ones are one object
+        stage.template_number = known.setdefault(template, len(known))
+        stage.template = template
 
 
 def _signature(stage: Stage, roles: Roles) -> tuple:

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 import platformdirs
 
+from wsc.lowering.place import Goal
 from wsc.lowering.plan import Stage
 from wsc.lowering.rules import RULES
 from wsc.program import Region
@@ -61,12 +62,12 @@ def pack(regions: Sequence[Region]) -> list[list[int]]:
     return [[operator.index(n) for n in dataclasses.astuple(r)] for r in regions]
 
 
-def unpack(rows: Any, wafers: int | None, grid: tuple[int, int] | None) -> list[Region]:
-    """The regions that `pack` wrote, on at most `wafers` wafers and all of the size `grid`, where these are given.
+def unpack(rows: Any, wafers: int | None, goal: Goal) -> list[Region]:
+    """The regions that `pack` wrote, on at most `wafers` wafers and as the `goal` has it, where it says how.
 
     Raises ValueError for anything else: a plan may come from anywhere.
 
-    >>> unpack([[0, 0, 96, 96, 36]], wafers=1, grid=None)
+    >>> unpack([[0, 0, 96, 96, 36]], wafers=1, goal=Goal())
     [Region(wafer=0, y=0, x=96, height=96, width=36)]
     """
     for row in rows:
@@ -75,8 +76,10 @@ def unpack(rows: Any, wafers: int | None, grid: tuple[int, int] | None) -> list[
     regions = [Region(*row) for row in rows]
     if wafers is not None and any(r.wafer >= wafers for r in regions):
         raise ValueError(f"a region is on a wafer that is not among the {wafers}")
-    if grid is not None and any((r.height, r.width) != tuple(grid) for r in regions):
-        raise ValueError(f"a region is not of {grid} PEs")
+    if goal.grid is not None and any((r.height, r.width) != tuple(goal.grid) for r in regions):
+        raise ValueError(f"a region is not of {goal.grid} PEs")
+    if any((r.wafer, r.y) < goal.start for r in regions):
+        raise ValueError(f"a region begins before {goal.start}")
     return regions
 
 

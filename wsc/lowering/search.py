@@ -29,22 +29,32 @@ class Planned:
     strategy: Strategy = WSC
     leader: "Planned | None" = None  # the program whose weights and state it shares: it decides how they lie
     tiled: dict = field(default_factory=dict)  # (template, grid) -> TiledStage
-    shares: dict = field(default_factory=dict)  # template -> Shares found best where it was first tiled
+    shares: dict = field(default_factory=dict)  # number of a template -> Shares found best where it was first tiled
 
     def tile(self, i: int, grid: Grid, wafer: Wafer) -> TiledStage:
         """Stage i on a region of `grid` PEs."""
         stage = self.stages[i]
-        key = (id(stage.template), grid)
+        key = (stage.template_number, grid)
         if key not in self.tiled:
             if self.leader:
                 decided = self.leader.tile(i, grid, wafer)
                 self.tiled[key] = follow(stage, self.roles, grid, wafer, self.strategy, decided)
             else:
-                known = self.shares.get(id(stage.template))
+                known = self.shares.get(stage.template_number)
                 found, shares = best_tiling(stage, self.roles, grid, wafer, self.strategy, known)
                 self.tiled[key] = found
-                self.shares.setdefault(id(stage.template), shares)
+                self.shares.setdefault(stage.template_number, shares)
         return self.tiled[key]
+
+    def shares_as_rows(self) -> list[list[int]]:
+        """What was found, as plain values."""
+        return [[t, p, share] for t, shares in self.shares.items() for p, share in shares.items()]
+
+    def take_shares(self, rows: list[list[int]]) -> None:
+        """Go by what was found before: nothing else is tried."""
+        self.shares = {s.template_number: {} for s in self.stages}
+        for t, p, share in rows:
+            self.shares[t][p] = share
 
     def stored(self, i: int) -> int:
         """Bytes of weights and state of a stage, wherever they lie."""

@@ -145,8 +145,15 @@ class _Tiler:
             if isinstance(atom, Literal) or want is None:
                 continue
             if self.roles.flexible(atom):
-                if op.name in _KEEP:
-                    self.uses.setdefault((self.seen.get(atom), tuple(atom.aval.shape)), want)
+                key = self.seen.get(atom), operand.shape
+                if op.name not in _KEEP and key[0] is not None:  # such as a scale: it comes from where it is kept
+                    kept = self.decided.get(key, want)
+                    if moved := relayout(operand.shape, operand.itemsize, kept, want, self.where.grid, self.where.wafer):
+                        self.came[atom, want] = None
+                        steps += moved
+                    want = kept
+                if key[0] is not None or op.name in _KEEP:
+                    self.uses.setdefault(key, want)
                 self.wanted.setdefault(atom, {})[want] = None
             elif operand.layout is None:
                 self.at[atom] = want  # state, at its first use
