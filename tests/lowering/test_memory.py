@@ -1,5 +1,6 @@
 """Addresses: no two live values share a byte, and the lowest free place is taken."""
 
+import jax.numpy as jnp
 import pytest
 from helpers import CODE, assert_within_sram, normal, small
 from hypothesis import given, settings
@@ -61,6 +62,17 @@ def test_the_map_of_a_program():
     assert weight.nbytes == -(-rows * columns * 4 // 8) * 8
     assert stage.used_bytes == max(a.offset + a.nbytes for a in stage.memory)
     assert_within_sram(program)
+
+
+@pytest.mark.parametrize(("dtype", "nbytes"), [("int4", 32), ("int8", 56), ("bfloat16", 104)])
+def test_elements_are_packed(dtype, nbytes):
+    """5 x 10 of them on one PE, rounded up to whole bytes and to the port's 8: 25, 50 or 100."""
+    w, x = jnp.ones((5, 10), dtype), normal(1, 5)
+    exe = wsc.compile(lambda w, x: x @ w.astype(x.dtype), w, x, wafer=small(1, 1), weight_argnums=0)
+    (weight,) = [a for a in exe.program.stages[0].memory if a.kind == "weight"]
+    assert weight.nbytes == nbytes
+    memory = exe.memory_analysis()
+    assert memory.weight_bytes + memory.padding_bytes == nbytes == memory.stored_weight_bytes
 
 
 @pytest.mark.parametrize("usable", [512, 1024, 4096])

@@ -107,6 +107,10 @@ def test_quantized_weights():
     assert kinds(fn, jnp.ones((4, 5), jnp.int8), normal(5), normal(1, 4), weights=[0, 1])[0] == "weight"
     roles, _ = roles_of(fn, jnp.ones((4, 5), jnp.int8), normal(5), normal(1, 4), weights=[0, 1])
     assert {w.name: w.nbytes for w in roles.weights.values()} == {"q": 20, "scale": 20}
+    roles, jaxpr = roles_of(fn, jnp.ones((3, 5), jnp.int4), normal(5), normal(1, 3), weights=[0, 1])
+    assert {w.name: w.nbytes for w in roles.weights.values()} == {"q": 8, "scale": 20}  # 15 half bytes
+    (dot,) = [e for e in jaxpr.eqns if e.primitive.name == "dot_general"]
+    assert roles.of(dot.invars[1]) == "weight"  # dequantized where it is used
 
 
 def test_a_program_on_integers_alone_has_activations():

@@ -33,14 +33,15 @@ def build_programs(
     """One Program for each of `programs`; they share the regions, the addresses of weights and state, and buffers."""
     buffers = []
     for i, region in enumerate(regions):
-        buffers.append(max(buffer_bytes(p.tile(i, region.grid, wafer)) for p in programs))
+        tiled = [p.tile(i, region.grid, wafer) for p in programs]
+        buffers.append((max(map(buffer_bytes, tiled)), max(t.twin_bytes for t in tiled)))
     return [
         _build(normal, planned, regions, wafer, buffers, entry)
         for normal, planned, entry in zip(normals, programs, entries, strict=True)
     ]
 
 
-def _build(normal: Normal, planned: Planned, regions, wafer: Wafer, buffers: list[int], entry: Conditions) -> Program:
+def _build(normal: Normal, planned: Planned, regions, wafer: Wafer, buffers: list[tuple[int, int]], entry: Conditions) -> Program:
     stages, roles = planned.stages, planned.roles
     made_in = {v: i for i, s in enumerate(stages) for v in s.exports}
     templates: dict = {}
@@ -51,7 +52,7 @@ def _build(normal: Normal, planned: Planned, regions, wafer: Wafer, buffers: lis
         template = templates.setdefault((stage.template, region.grid), len(templates))
         weights = [roles.weights[v].name for v in stage.weights]
         states = [roles.names.get(v, f"state {n}") for n, v in enumerate(stage.states)]
-        memory = memory_map(tiled, weights, states, buffers[i])
+        memory = memory_map(tiled, weights, states, *buffers[i])
         over = over_by(max(a.end for a in memory), wafer)
         if over:
             raise FitError(

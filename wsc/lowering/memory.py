@@ -39,14 +39,21 @@ def allocate_buffers(buffers: list[tuple[int, int, int]]) -> list[tuple[int, int
 
 def buffer_bytes(tiled: TiledStage) -> int:
     """Bytes a PE for values that come and go."""
-    return max((o + n for o, n in allocate_buffers(tiled.buffers)), default=0)
+    return tiled.twin_bytes + max((o + n for o, n in allocate_buffers(tiled.buffers)), default=0)
 
 
-def memory_map(tiled: TiledStage, weights: list[str], states: list[str], shared_buffers: int) -> tuple[Allocation, ...]:
-    """The address ranges of one PE. `shared_buffers` is the buffer space of all programs that share the region."""
+def memory_map(
+    tiled: TiledStage, weights: list[str], states: list[str], shared_buffers: int, twins: int
+) -> tuple[Allocation, ...]:
+    """The address ranges of one PE. `shared_buffers` is the buffer space of all programs that share the region, `twins`
+    of it second accumulators: these come first of all, so that what lies last is in another bank."""
     align = tiled.wafer.align_bytes
     at = tiled.wafer.code_bytes
     found = [Allocation("code", "program and runtime", 0, at)]
+    if twins:
+        found.append(Allocation("buffer", "second accumulators", at, twins))
+        at += twins
+        shared_buffers -= twins
 
     def add(kind: str, name: str, stored: Stored) -> None:
         nonlocal at
@@ -59,8 +66,18 @@ def memory_map(tiled: TiledStage, weights: list[str], states: list[str], shared_
     for stored in tiled.states:
         add("state", states[stored.position], stored)
     if shared_buffers:
+        if twins and same_bank(found[1].offset, at, tiled.wafer):
+            bank = tiled.wafer.sram_bytes // tiled.wafer.sram_banks
+            after = -(-(at + 1) // bank) * bank
+            at = after if after + shared_buffers <= tiled.wafer.sram_bytes else at
         found.append(Allocation("buffer", "activations and control, by lifetime", at, shared_buffers))
     return tuple(found)
+
+
+def same_bank(a: int, b: int, wafer: Wafer) -> bool:
+    """Reads of two addresses meet: their banks are the same, or four apart (vendor text)."""
+    bank = wafer.sram_bytes // wafer.sram_banks
+    return (a // bank - b // bank) % 4 == 0
 
 
 def over_by(used: int, wafer: Wafer) -> int:

@@ -4,6 +4,7 @@ Data flows forward: each rule is asked where its operands must lie, and steps ar
 Weights, constants and control lie as their users want them: their layouts are pulled backwards afterwards.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -76,6 +77,13 @@ class TiledStage:
         return colors_needed((s for op in self.ops for s in op.steps), self.wafer)
 
     @cached_property
+    def twin_bytes(self) -> int:
+        """The second accumulators that products keep in another bank, a PE: those of the largest."""
+        pairs = [p for op in self.ops for p in itertools.pairwise(op.steps) if all(isinstance(s, Compute) for s in p)]
+        twins = [b.length * b.itemsize for a, b in pairs if a.kind == "fmac" and a.maps and not a.conflict]
+        return -(-max(twins, default=0) // self.wafer.align_bytes) * self.wafer.align_bytes
+
+    @cached_property
     def data_cost(self) -> Cost:
         """On the critical path: from the stage's input to its output."""
         return sum((cost(s, self.wafer) for op in self.ops if not op.control for s in op.steps), Cost())
@@ -104,7 +112,7 @@ class _Tiler:
         self.stage, self.roles, self.where, self.hints = stage, roles, where, hints
         self.at: dict[Any, Layout] = {stage.states[p]: at for p, at in states.items()}  # where activations and state lie
         self.wanted: dict[Any, dict[Layout, None]] = {}  # the layouts that users want of flexible values
-        self.came: dict[tuple, None] = {}  # (value, layout) already brought about, in order
+        self.came: dict[tuple, int] = {}  # (value, layout) already brought about, in order, and the bytes it takes
         self.decided, self.uses = uses, {}
         self.seen = _seen_through(stage)
         self.ops: list[TiledOp | None] = [None] * len(stage.eqns)
@@ -147,9 +155,10 @@ class _Tiler:
             if self.roles.flexible(atom):
                 key = self.seen.get(atom), operand.shape
                 if op.name not in _KEEP and key[0] is not None:  # such as a scale: it comes from where it is kept
-                    kept = self.decided.get(key, want)
-                    if moved := relayout(operand.shape, operand.itemsize, kept, want, self.where.grid, self.where.wafer):
-                        self.came[atom, want] = None
+                    kept, grid = self.decided.get(key, want), self.where.grid
+                    moved = relayout(operand.shape, operand.itemsize, kept, want, grid, self.where.wafer)
+                    if moved and (atom, want) not in self.came:
+                        self.came[atom, want] = self._bytes(atom, want)
                         steps += moved
                     want = kept
                 if key[0] is not None or op.name in _KEEP:
@@ -158,21 +167,24 @@ class _Tiler:
             elif operand.layout is None:
                 self.at[atom] = want  # state, at its first use
             elif operand.layout != want and (atom, want) not in self.came:
-                self.came[atom, want] = None
-                steps += self._bring(atom, want)
+                source, there = self._source(atom, want)
+                self.came[atom, want] = self._bytes(source, there)
+                steps += relayout(
+                    tuple(source.aval.shape), _itemsize(source.aval), self.at[source], there, self.where.grid,
+                    self.where.wafer,
+                )  # fmt: skip
         for v, layout in zip(eqn.outvars, lowered.outs, strict=True):
             self.at[v] = layout
         return TiledOp(lowered.ins, lowered.outs, self._prepared([*steps, *lowered.steps]))
 
-    def _bring(self, atom, want: Layout) -> tuple[Step, ...]:
-        """The steps that lay a value as `want`; of a repeated one, what it repeats is brought."""
+    def _source(self, atom, want: Layout) -> tuple[Any, Layout]:
+        """What is brought to lay a value as `want`, and how: of a repeated value, what it repeats."""
         spread = self.spreads.get(atom)
         while spread is not None:
             (atom, out), params = (spread.invars[0], spread.outvars[0]), spread.params
             (want,) = pull("broadcast_in_dim", params, [tuple(atom.aval.shape)], tuple(out.aval.shape), want)[:1]
             spread = self.spreads.get(atom)
-        where, shape = self.where, tuple(atom.aval.shape)
-        return relayout(shape, _itemsize(atom.aval), self.at[atom], want, where.grid, where.wafer)
+        return atom, want
 
     def _prepared(self, steps) -> tuple[Step, ...]:
         """What a compiler emits is straight-line code."""
@@ -267,8 +279,8 @@ class _Tiler:
         return [Stored(position, layout, shape, v.aval.dtype) for layout in layouts]
 
     def _buffers(self) -> list[tuple[int, int, int]]:
-        """Bytes a PE of every value computed in the stage, from the op that makes it to the last that reads it.
-        Renames share their operand's bytes; state is updated in place."""
+        """Bytes a PE of every value computed in the stage, from the op that makes it to the last that reads it. Renames
+        share their operand's bytes; state is updated in place, and so is what an element-wise op reads last."""
         root: dict = {}
         last: dict = {}
         first = dict.fromkeys(self.stage.entries, 0)
@@ -284,19 +296,32 @@ class _Tiler:
                 last[root.get(v, v)] = n
         end = len(self.stage.eqns)
         last.update((root.get(v, v), end) for v in (*self.stage.exports, *self.stage.results))
-        found = []
+        sizes = {v: [self._bytes(v, at) for at in self._layouts(v)] for v in first}
+        home: dict = {}  # value -> the one whose place it takes
+        for n, eqn in enumerate(self.stage.eqns):
+            if self.stage.data[n] and eqn.primitive.name in VECTOR and eqn.outvars[0] in first:
+                v, operands = eqn.outvars[0], [root.get(a, a) for a in eqn.invars if not isinstance(a, Literal)]
+                for a in operands:
+                    if last.get(a) == n and sizes.get(a) == sizes[v] and a not in self.stage.states:
+                        home[v] = home.get(a, a)
+                        break
+        spans: dict = {}
         for v, n in first.items():
-            layouts = [self.at[v]] if v in self.at else list(self.wanted.get(v, ()))
-            for layout in layouts:
-                nbytes = jaxapi.nbytes(layout.local(tuple(v.aval.shape)), v.aval.dtype)
-                align = self.where.wafer.align_bytes
-                found.append((-(-nbytes // align) * align, n, last.get(v, n)))
-        for v, layout in self.came:  # copies brought into another layout for one op
+            at = home.get(v, v)
+            begin, until = spans.get(at, (n, n))
+            spans[at] = min(begin, n), max(until, last.get(v, n))
+        found = [(nbytes, *spans[v]) for v in first if v in spans for nbytes in sizes[v]]
+        for (v, layout), nbytes in self.came.items():  # copies brought into another layout for one op
             users = [n for n, e in enumerate(self.stage.eqns) if v in e.invars]
-            nbytes = jaxapi.nbytes(layout.local(tuple(v.aval.shape)), v.aval.dtype)
-            align = self.where.wafer.align_bytes
-            found.append((-(-nbytes // align) * align, min(users), max(users)))
+            found.append((nbytes, min(users), max(users)))
         return found
+
+    def _layouts(self, v) -> list[Layout]:
+        return [self.at[v]] if v in self.at else list(self.wanted.get(v, ()))
+
+    def _bytes(self, v, at: Layout) -> int:
+        align = self.where.wafer.align_bytes
+        return -(-jaxapi.nbytes(at.local(tuple(v.aval.shape)), v.aval.dtype) // align) * align
 
 
 def _by_rows(step: Compute, tile: tuple[int, ...]) -> Compute:
