@@ -119,7 +119,9 @@ def _lower(
 
     def build(plan: dict) -> list[tuple[Program, jaxapi.Traced]]:
         regions = plancache.unpack(plan["regions"], wafers, goal)
-        chosen = [(first, entry)] + [(plans[plan["which"]], others[plan["which"]])] * bool(others)
+        chosen = [(first, entry)]
+        if others:
+            chosen.append((plans[plan["which"]], others[plan["which"]]))
         first.planned.take_shares(plan["shares"])
         normals, planned = [p.normal for p, _ in chosen], [p.planned for p, _ in chosen]
         programs = build_programs(normals, planned, regions, wafer, [e.conditions for _, e in chosen])

@@ -5,7 +5,6 @@ The ways are tried where a stage is first met, and the best of them is kept for 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from wsc.layout import Grid
 from wsc.lowering import jaxapi
@@ -16,6 +15,8 @@ from wsc.lowering.roles import Roles
 from wsc.lowering.strategy import WSC, Strategy
 from wsc.lowering.tile import TiledStage, tile_stage
 from wsc.machine.wafer import Wafer
+
+NEAR = 8  # a tiling over by less than this part of the SRAM may yet be made to fit
 
 Shares = Mapping[int, int]  # by position of a state: among how many PEs its growing dimension is shared besides
 
@@ -68,7 +69,7 @@ def follow(
 ) -> TiledStage:
     """A stage of a program whose weights and state lie as another's tiling `decided`."""
     states = {s.position: s.layout for s in decided.states}
-    return tile_stage(stage, roles, grid, wafer, strategy, states, uses=decided.uses)
+    return tile_stage(stage, roles, grid, wafer, strategy, states, uses=decided.uses, apart=decided.apart)
 
 
 def best_tiling(
@@ -79,18 +80,20 @@ def best_tiling(
     if not strategy.compiled:
         return plain, {}
     hints = find_hints(stage, roles, plain.ops)
-    best = min(plain, tile_stage(stage, roles, grid, wafer, strategy, hints=hints), key=_rank)
-    if not best.hinted or not stage.states:
-        return best, {}
-    ways: list[dict[int, Any]] = [state_layouts(stage, p, best.states[p].layout, grid) for p in range(len(stage.states))]
+    best = hinted = tile_stage(stage, roles, grid, wafer, strategy, hints=hints)
     found: dict[int, int] = {}
-    for p, layouts in enumerate(ways):
+    for p in range(len(stage.states)):
         lying = {s.position: s.layout for s in best.states}
-        for share, layout in layouts.items():
+        for share, layout in state_layouts(stage, p, hinted.states[p].layout, grid).items():
             if shares is None or shares.get(p) == share:
                 tried = tile_stage(stage, roles, grid, wafer, strategy, lying | {p: layout}, hints)
                 if _rank(tried) < _rank(best):
                     best, found[p] = tried, share
+    best = min(best, plain, key=_rank)
+    if 0 < _rank(best)[0] < wafer.sram_bytes // NEAR:  # without second accumulators, and as weights take the least
+        for states, told in (({}, {}), ({}, hints), ({s.position: s.layout for s in best.states}, hints)):
+            tried = tile_stage(stage, roles, grid, wafer, strategy, states, told, apart=False)
+            best = min(best, tried, key=_rank)
     return best, found
 
 

@@ -68,6 +68,7 @@ class TiledStage:
     weights: list[Stored]
     states: list[Stored]
     buffers: list[tuple[int, int, int]] = field(default_factory=list)  # (bytes, first use, last use) by op position
+    apart: bool = True  # products keep second accumulators
     hinted: bool = False  # values were laid where they will be wanted
     uses: dict = field(default_factory=dict)  # (weight by position, shape it is seen in) -> layout in a product
 
@@ -92,17 +93,18 @@ class TiledStage:
 def tile_stage(
     stage: Stage, roles: Roles, grid: Grid, wafer: Wafer, strategy: Strategy = WSC,
     states: Mapping[int, Layout] = NOTHING, hints: Mapping[Any, Layout] = NOTHING, uses: Mapping = NOTHING,
+    apart: bool = True,
 ) -> TiledStage:  # fmt: skip
     """Tile a stage onto a region of `grid` PEs. Its collectives are the cheapest that the wafer's colors allow all
     together: while they take too many, each is chosen under a smaller budget of its own.
 
     `states` says how state lies, by position, where that is decided, `uses` how weights do; `hints` where values will
-    be wanted."""
+    be wanted; `apart`, that products may keep second accumulators."""
     budget = int(wafer.colors)
-    tiled = _Tiler(stage, roles, Where(grid, wafer, strategy), states, hints, uses).run()
+    tiled = _Tiler(stage, roles, Where(grid, wafer, strategy, apart), states, hints, uses).run()
     while tiled.colors > wafer.colors and budget > 1:
         budget -= 1
-        tiled = _Tiler(stage, roles, Where(grid, replace(wafer, colors=budget), strategy), states, hints, uses).run()
+        tiled = _Tiler(stage, roles, Where(grid, replace(wafer, colors=budget), strategy, apart), states, hints, uses).run()
         tiled.wafer = wafer
     return tiled
 
@@ -139,7 +141,7 @@ class _Tiler:
             Stored(p, self.at.get(v) or default_layout(v.aval.shape, self.where), v.aval.shape, v.aval.dtype)
             for p, v in enumerate(self.stage.states)
         ]
-        tiled = TiledStage(self.where.grid, self.where.wafer, ops, weights, states, hinted=bool(self.hints), uses=self.uses)
+        tiled = TiledStage(self.where.grid, self.where.wafer, ops, weights, states, apart=self.where.apart, hinted=bool(self.hints), uses=self.uses)
         tiled.buffers = self._buffers()
         return tiled
 

@@ -55,7 +55,7 @@ def dot_rule(op: Op, where: Where) -> Lowered:
     pes = min(where.grid.pes, still_at.parts.pes * still_at.copies(where.grid))
     itemsize = max(still.itemsize, moving.itemsize)
     steps: list[Step] = [kernels.tile_product(m, k, n, itemsize, where.wafer, pes, flops, batched)]
-    if where.strategy.compiled:
+    if where.strategy.compiled and where.apart:
         steps = _apart(steps[0], kernels.tile_product(m, k, n, itemsize, where.wafer, pes, flops, batched, apart=True),
                        vector(out_at, out_shape, op.out_itemsizes[0], where, flops=0), where)
     for axis in "xy":

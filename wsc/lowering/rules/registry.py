@@ -56,6 +56,7 @@ class Where:
     grid: Grid
     wafer: Wafer
     strategy: Strategy = WSC
+    apart: bool = True  # there is room for second accumulators
 
 
 @dataclass(frozen=True)
