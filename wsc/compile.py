@@ -1,5 +1,7 @@
 """`wsc.compile`: the passes in order, from a JAX function to a program placed on wafers."""
 
+import contextlib
+import gc
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -110,11 +112,30 @@ def _lower(
 ) -> list[tuple[Program, jaxapi.Traced]]:
     """The passes in order, for an entry and the first of `others` that fits beside it on the same regions: they share
     their weights."""
+    with _no_pauses():
+        return _passes(entry, others, wafer, wafers, strategy, goal)
+
+
+@contextlib.contextmanager
+def _no_pauses():
+    """Nothing that the passes make is cyclic garbage: looking for it would take a third of their time."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+def _passes(
+    entry: Entry, others: list[Entry], wafer: Wafer, wafers: int | None, strategy: Strategy, goal: Goal
+) -> list[tuple[Program, jaxapi.Traced]]:
     first = _plan(entry, strategy)
-    plans = Lazy(_plan(e, strategy, first.planned) for e in others)
+    plans = Lazy(lambda i: _plan(others[i], strategy, first.planned), len(others))
 
     def search() -> dict:
-        regions, which = place(first.planned, Lazy(p.planned for p in plans), wafer, wafers, goal)
+        regions, which = place(first.planned, Lazy(lambda i: plans[i].planned, len(others)), wafer, wafers, goal)
         return {"regions": plancache.pack(regions), "which": which, "shares": first.planned.shares_as_rows()}
 
     def build(plan: dict) -> list[tuple[Program, jaxapi.Traced]]:

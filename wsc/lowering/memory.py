@@ -7,8 +7,7 @@ from wsc.program import Allocation
 
 def stored_bytes(tiled: TiledStage) -> int:
     """Bytes a PE that stay for good: code, weights, state."""
-    align = tiled.wafer.align_bytes
-    return tiled.wafer.code_bytes + sum(s.tile_bytes(align) for s in (*tiled.weights, *tiled.states))
+    return tiled.wafer.code_bytes + tiled.kept_bytes
 
 
 def state_bytes(tiled: TiledStage) -> int:
@@ -39,7 +38,9 @@ def allocate_buffers(buffers: list[tuple[int, int, int]]) -> list[tuple[int, int
 
 def buffer_bytes(tiled: TiledStage) -> int:
     """Bytes a PE for values that come and go."""
-    return tiled.twin_bytes + max((o + n for o, n in allocate_buffers(tiled.buffers)), default=0)
+    if tiled.peak_bytes is None:
+        tiled.peak_bytes = max((o + n for o, n in allocate_buffers(tiled.buffers)), default=0)
+    return tiled.twin_bytes + tiled.peak_bytes
 
 
 def memory_map(

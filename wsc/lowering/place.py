@@ -5,8 +5,10 @@ Programs that share weights (prefill and decode) share regions: the first progra
 
 import bisect
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from wsc.errors import FitError
 from wsc.lowering.layout import Grid, default_extent
@@ -17,6 +19,8 @@ from wsc.machine.wafer import Wafer
 from wsc.program import Region
 
 MAX_WAFERS = 512
+CROWDED = 0.4  # of the PEs needed at least: then packing decides on sizes
+FULL = 0.7  # then shelves of other heights are looked at
 OBJECTIVES = ("latency", "throughput", "users", "wafers")
 
 
@@ -41,22 +45,20 @@ class Candidate:
 
 
 class Lazy(Sequence):
-    """A sequence whose items are made when they are first asked for, in order."""
+    """`length` items, each made by `make(i)` when it is first asked for."""
 
-    def __init__(self, items: Iterable):
-        self._made, self._more = [], iter(items)
+    def __init__(self, make: Callable[[int], Any], length: int):
+        self._make, self._length, self._made = make, length, {}
 
     def __getitem__(self, i):
-        while len(self._made) <= i:
-            try:
-                self._made.append(next(self._more))
-            except StopIteration:
-                raise IndexError(i) from None
+        if not 0 <= i < self._length:
+            raise IndexError(i)
+        if i not in self._made:
+            self._made[i] = self._make(i)
         return self._made[i]
 
     def __len__(self) -> int:
-        self._made += self._more
-        return len(self._made)
+        return self._length
 
 
 def place(
@@ -72,7 +74,8 @@ def place(
 
 class _Placer:
     def __init__(self, first: Planned, others: Sequence[Planned], wafer: Wafer, wafers: int | None, goal: Goal):
-        self.programs, self.others, self.wafer, self.limit, self.goal = [first], others, wafer, wafers, goal
+        self.leader, self.others, self.wafer, self.limit, self.goal = first, others, wafer, wafers, goal
+        self._both = [first, *(others[i] for i in range(min(1, len(others))))]
         self.stages = first.stages
         templates = [s.template for s in self.stages]
         self.kinds = [templates.index(t) for t in templates]  # of a stage: the first of the same template
@@ -89,62 +92,45 @@ class _Placer:
         if self.limit is not None and begun + fewest > self.limit:
             raise self._too_large()
         for wafers in range(begun + fewest, (self.limit or MAX_WAFERS) + 1):
-            found = self._with_others(wafers)
+            found = self._best(wafers)
             if found is not None and self.limit and wafers < self.limit and self.goal.objective != "wafers":
-                found = min([found, *filter(None, [self._with_others(self.limit)])], key=lambda f: f[0].rank)
+                found = min([found, *filter(None, [self._best(self.limit)])], key=lambda f: f[0].rank)
             if found is not None:
                 return list(found[0].regions), found[1]
             if self.limit is None and wafers > begun + 4 * fewest + 4:
                 break
         raise self._too_large()
 
-    def _with_others(self, wafers: int) -> tuple[Candidate, int] | None:
-        """The best placement, and which of the other programs it was made for: the first that fits."""
-        leader = self.programs[:1]
-        if not len(self.others):
-            found = self._best(wafers)
-            return (found, 0) if found else None
+    def _best(self, wafers: int) -> tuple[Candidate, int] | None:
+        """The best placement, and which of the other programs it was made for: the first that fits beside the leader
+        in any region sizes looked at."""
+        found = sorted(self._candidates(wafers), key=lambda c: c.rank)
         for which, other in enumerate(self.others):
-            self.programs = [*leader, other]
-            found = self._best(wafers)
-            if found is not None:
-                return found, which
-            if which == 0:  # a smaller one helps only if the leader alone would fit
-                self.programs = leader
-                if self._best(wafers) is None:
-                    return None
-        return None
+            for candidate in found:
+                if self._hold_all(candidate, [self.leader, other]):
+                    return candidate, which
+        return (found[0], 0) if found and not self.others else None
 
-    def _best(self, wafers: int) -> Candidate | None:
-        """The best placement found by walking from a few sizes of the repeated stage downhill."""
+    def _candidates(self, wafers: int) -> list[Candidate]:
+        """Placements that hold the leader."""
         if self.goal.grid is not None:
             height, width = self.goal.grid
-            return self._candidate((Shelf(height, dict.fromkeys(self.count, width)),), wafers)
-        for found in sorted(self._walk(wafers), key=lambda c: c.rank):
-            if self._hold_all(found):
-                return found
-        return None
+            one = self._candidate((Shelf(height, dict.fromkeys(self.count, width)),), wafers)
+            return [one] if one else []
+        return self._walk(wafers)
 
-    def _hold_all(self, candidate: Candidate) -> bool:
+    def _hold_all(self, candidate: Candidate, programs: list[Planned]) -> bool:
         grids = {(k, r.grid) for k, r in zip(self.kinds, candidate.regions, strict=True)}
-        return all(self._holds(k, grid, self.programs) for k, grid in sorted(grids))
+        return all(self._holds(k, grid, programs) for k, grid in sorted(grids))
 
     def _walk(self, wafers: int) -> list[Candidate]:
-        """Every size of the repeated stage looked at and found to fit: some starts, then downhill. Whether the other
-        programs fit too is asked only of those that are better than what is known to."""
+        """Every size of the repeated stage looked at and found to fit: some starts, then downhill."""
         heights, widths = default_extent(int(self.wafer.rows)), default_extent(int(self.wafer.columns))
         seen: dict[tuple[int, int], Candidate | None] = {}
-        best: list[Candidate] = []
 
         def rank(h: int, w: int) -> tuple[float, ...]:
             if (h, w) not in seen:
-                found = self._try(heights[h], widths[w], wafers)
-                better = found is not None and (not best or found.rank < best[-1].rank)
-                if better and self._hold_all(found):
-                    best.append(found)
-                elif better:
-                    found = None
-                seen[h, w] = found
+                seen[h, w] = self._try(heights[h], widths[w], wafers)
             candidate = seen[h, w]
             return (math.inf,) if candidate is None else candidate.rank
 
@@ -154,11 +140,11 @@ class _Placer:
             while True:
                 near = [(h + a, w + b) for a, b in ((0, -1), (0, 1), (-1, 0), (1, 0), (-1, 1), (1, -1))]
                 near = [(a, b) for a, b in near if 0 <= a < len(heights) and 0 <= b < len(widths)]
-                a, b = min(near, key=lambda p: rank(*p), default=(h, w))
+                a, b = min(near, key=lambda p: rank(*p))
                 if rank(a, b) >= rank(h, w):
                     break
                 h, w = a, b
-        return best
+        return [c for c in seen.values() if c is not None]
 
     def _starts(self, heights: list[int], widths: list[int], wafers: int) -> list[tuple[int, int]]:
         """Sizes of the repeated stage to walk from: squarish ones, and, where space is scarce, for every height the
@@ -169,7 +155,7 @@ class _Placer:
             h = min(range(len(heights)), key=lambda i: abs(heights[i] - math.sqrt(area)))
             found.append((h, min(range(len(widths)), key=lambda i: abs(widths[i] - area / heights[h]))))
             area /= 2
-        if self.needed > 0.4 * self.wafer.pes * wafers:
+        if self.needed > CROWDED * self.wafer.pes * wafers:
             for h, height in enumerate(heights):
                 if most / 12 <= height * height <= most * 12:
                     narrow = {i: min(self._narrowest(i, height), int(self.wafer.columns)) for i in self.count}
@@ -183,14 +169,15 @@ class _Placer:
         """The repeated stage at height x width, the others as wide as suits them best; None when they do not fit."""
         if height * width < self.least[self.layer]:
             return None
-        leader = self.programs[:1]
         chosen = {i: min(self._narrowest(i, height), int(self.wafer.columns)) for i in self.count} | {self.layer: width}
         shelves = (Shelf(height, chosen),)
         if self._pack(shelves, wafers) is None:
-            shelves = (*shelves, *self._others(wafers))
-            if len(shelves) == 1 or self._pack(shelves, wafers) is None:
+            if self.needed < FULL * self.wafer.pes * wafers:
                 return None
-        if not self._holds(self.layer, Grid(height, width), leader):
+            shelves = (*shelves, *self._fillers)
+            if self._pack(shelves, wafers) is None:
+                return None
+        if not self._holds(self.layer, Grid(height, width), [self.leader]):
             return None
         for i in self.count:
             if i != self.layer:
@@ -204,10 +191,10 @@ class _Placer:
         """The best width of a stage among those that still let everything fit; None when there is none."""
         best: tuple[float, int] | None = None
         height, columns = shelves[0].height, int(self.wafer.columns)
-        for width in sorted({min(columns, math.ceil(chosen[i] * f)) for f in (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 8.0)}):
+        for width in sorted({min(columns, math.ceil(chosen[i] * f)) for f in (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0)}):
             if self._pack((Shelf(height, chosen | {i: width}), *shelves[1:]), wafers) is None:
                 break
-            if self._holds(i, Grid(height, width), self.programs):
+            if self._holds(i, Grid(height, width), self._both):
                 cycles = self._cycles(i, Grid(height, width))
                 best = min(best or (math.inf, 0), (cycles, width))
         return best[1] if best else None
@@ -215,19 +202,19 @@ class _Placer:
     def _narrowest(self, i: int, height: int) -> int:
         return max(1, math.ceil(1.02 * self.least[i] / height))
 
-    def _others(self, wafers: int) -> Iterator[Shelf]:
-        """Shelves of so many equal regions side by side, as low as their stages allow: they fill what the others
-        leave. Only where space is scarce."""
-        if self.needed < 0.6 * self.wafer.pes * wafers:
-            return
+    @cached_property
+    def _fillers(self) -> tuple[Shelf, ...]:
+        """Shelves of so many equal regions side by side, as low as their stages allow: they fill what others leave."""
+        found = []
         for i in self.count:
             for across in (1, 2, 3, 4) if i == self.layer else (1,):
                 width = int(self.wafer.columns) // across
                 low = math.ceil(self.least[i] / width)
-                heights = (low + n for n in range(1 + low // 6))
-                height = next((h for h in heights if self._holds(i, Grid(h, width), self.programs)), None)
-                if height is not None:
-                    yield Shelf(height, {i: width})
+                heights = range(low, low + 2 + low // 6)
+                n = bisect.bisect_left(heights, True, key=lambda h: self._holds(i, Grid(h, width), [self.leader]))  # noqa: B023
+                if n < len(heights):
+                    found.append(Shelf(heights[n], {i: width}))
+        return tuple(found)
 
     def _candidate(self, shelves: tuple[Shelf, ...], wafers: int) -> Candidate | None:
         regions = self._pack(shelves, wafers)
@@ -236,7 +223,7 @@ class _Placer:
         grids: dict[tuple[int, Grid], int] = {}
         for key in ((k, r.grid) for k, r in zip(self.kinds, regions, strict=True)):
             grids[key] = grids.get(key, 0) + 1
-        if not all(self._holds(i, grid, self.programs[:1]) for i, grid in grids):
+        if not all(self._holds(i, grid, [self.leader]) for i, grid in grids):
             return None
         return Candidate(self._rank(grids, regions), shelves, tuple(regions))
 
@@ -253,7 +240,7 @@ class _Placer:
 
     def _rooms(self, i: int, grid: Grid) -> float:
         """How often the state of a stage fits into what its region has left."""
-        tiled = self.programs[0].tile(i, grid, self.wafer)
+        tiled = self.leader.tile(i, grid, self.wafer)
         state = state_bytes(tiled)
         left = self.wafer.sram_bytes - stored_bytes(tiled) - buffer_bytes(tiled)
         return left / state if state else math.inf
@@ -262,7 +249,7 @@ class _Placer:
         return pack(self.kinds, shelves, self.wafer, wafers, self.goal.start)
 
     def _cycles(self, i: int, grid: Grid) -> float:
-        return float(self.programs[0].tile(i, grid, self.wafer).data_cost.cycles)
+        return float(self.leader.tile(i, grid, self.wafer).data_cost.cycles)
 
     def _holds(self, i: int, grid: Grid, programs: list[Planned]) -> bool:
         """The fullest PE of a stage stays within SRAM, over all `programs` that share it, and what they share lies the
@@ -279,7 +266,7 @@ class _Placer:
     def _too_large(self) -> FitError:
         """What does not fit, by how much, and what would: found by trying, not by arithmetic."""
         pes, needed = int(self.wafer.pes), self.needed
-        total = sum(self.programs[0].stored(i) * n for i, n in self.count.items())
+        total = sum(self.leader.stored(i) * n for i, n in self.count.items())
         big = max(self.count, key=lambda i: self.least[i])
         message = (
             f"the program does not fit: {_size(total)} of weights and state need at least {needed:,} PEs of "
@@ -287,7 +274,7 @@ class _Placer:
         )
         if self.goal.grid is not None:
             h, w = self.goal.grid
-            short = [i for i in self.count if not self._holds(i, Grid(h, w), self.programs)]
+            short = [i for i in self.count if not self._holds(i, Grid(h, w), self._both)]
             if short:
                 first = short[0]
                 needs = self.least[first]
@@ -311,7 +298,7 @@ class _Placer:
             over = needed - self.limit * pes
             by = f"It is over by {over:,} PEs on" if over > 0 else "With buffers and whole stages it does not fit on"
             more = range(self.limit + 1, 4 * (needed // pes + 1) + 5)
-            enough = next((n for n in more if self._with_others(n) is not None), None)
+            enough = next((n for n in more if self._best(n) is not None), None)
             advice = f"give it wafers={enough}." if enough else "no number of wafers was found that would do."
             return FitError(f"{message} {by} {self.limit}: {advice}")
         return FitError(

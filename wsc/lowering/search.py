@@ -80,7 +80,12 @@ def best_tiling(
     if not strategy.compiled:
         return plain, {}
     hints = find_hints(stage, roles, plain.ops)
-    best = hinted = tile_stage(stage, roles, grid, wafer, strategy, hints=hints)
+    made = ((v, at) for e, op in zip(stage.eqns, plain.ops, strict=True) for v, at in zip(e.outvars, op.outs, strict=True))
+    if all(hints.get(v, at) == at for v, at in made):
+        hinted = plain  # everything lies where it will be wanted as it is
+    else:
+        hinted = tile_stage(stage, roles, grid, wafer, strategy, hints=hints)
+    best = hinted
     found: dict[int, int] = {}
     for p in range(len(stage.states)):
         lying = {s.position: s.layout for s in best.states}

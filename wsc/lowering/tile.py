@@ -70,12 +70,18 @@ class TiledStage:
     buffers: list[tuple[int, int, int]] = field(default_factory=list)  # (bytes, first use, last use) by op position
     apart: bool = True  # products keep second accumulators
     hinted: bool = False  # values were laid where they will be wanted
+    peak_bytes: int | None = None  # that the buffers take together, once it is known
     uses: dict = field(default_factory=dict)  # (weight by position, shape it is seen in) -> layout in a product
 
     @cached_property
     def colors(self) -> int:
         """Colors that the communication of the stage takes."""
         return colors_needed((s for op in self.ops for s in op.steps), self.wafer)
+
+    @cached_property
+    def kept_bytes(self) -> int:
+        """Weights and state, a PE."""
+        return sum(s.tile_bytes(self.wafer.align_bytes) for s in (*self.weights, *self.states))
 
     @cached_property
     def twin_bytes(self) -> int:
