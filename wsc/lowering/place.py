@@ -140,7 +140,7 @@ class _Placer:
             while True:
                 near = [(h + a, w + b) for a, b in ((0, -1), (0, 1), (-1, 0), (1, 0), (-1, 1), (1, -1))]
                 near = [(a, b) for a, b in near if 0 <= a < len(heights) and 0 <= b < len(widths)]
-                a, b = min(near, key=lambda p: rank(*p))
+                a, b = min(near, key=lambda p: rank(*p), default=(h, w))
                 if rank(a, b) >= rank(h, w):
                     break
                 h, w = a, b
