@@ -149,8 +149,8 @@ def _passes(
         check(programs)
         return [(program, p.traced) for program, (p, _) in zip(programs, chosen, strict=True)]
 
-    known = [first, *(plans[i] for i in range(min(1, len(others))))]
-    key = plancache.key([p.planned.stages for p in known], strategy.name, wafer, wafers, goal, len(others))
+    kept = [e.conditions.text for e in others]  # not their equations: a plan is checked against those when it is built
+    key = plancache.key([first.planned.stages], strategy.name, wafer, wafers, goal, kept)
     return plancache.cached(key, search, build)
 
 

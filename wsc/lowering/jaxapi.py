@@ -7,6 +7,7 @@ The IR is JAX's own: a `Jaxpr` of equations over `Var`s and `Literal`s. Equation
 import importlib
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -139,6 +140,7 @@ def is_extended(dtype) -> bool:
     return jax.numpy.issubdtype(dtype, jax.dtypes.extended)
 
 
+@lru_cache(maxsize=256)
 def bits_of(dtype) -> int:
     """Bits of an element as a PE stores it: packed, where numpy takes a byte for four bits.
 
@@ -155,6 +157,12 @@ def nbytes(shape: tuple[int, ...], dtype) -> int:
     8
     """
     return -(-math.prod(shape) * bits_of(dtype) // 8)
+
+
+@lru_cache(maxsize=256)
+def dtype_name(dtype) -> str:
+    """`str(dtype)`, which numpy takes long to say."""
+    return str(dtype)
 
 
 def is_nnx_module(value) -> bool:

@@ -76,7 +76,9 @@ class Builder:
     def __init__(self):
         self.eqns: list = []
         self.consts: dict = {}  # constvar -> value
-        self.seen: dict = {}  # (primitive, params, operands) -> results, for common subexpressions
+        self.seen: dict = {}  # (what it does, operands) -> results, for common subexpressions
+        self.kinds: dict = {}  # what an equation does -> its number
+        self.whats: dict = {}  # id of parameters -> (them, that number)
 
     def inline(self, jaxpr, consts, args, caller) -> list:
         """Emit the equations of `jaxpr` applied to `args` (Vars or `_Known`s); returns its results likewise."""
@@ -139,7 +141,7 @@ class Builder:
 
     def append(self, eqn, atoms, caller) -> list:
         """Emit one equation over `atoms`, or find the equal one that is there."""
-        key = _key(eqn, atoms)
+        key = self.key(eqn, [_const_key(a.val) if isinstance(a, Literal) else a for a in atoms])
         if key is not None and key in self.seen:
             return self.seen[key]
         outvars = [jaxapi.new_var(v.aval) for v in eqn.outvars]
@@ -148,12 +150,23 @@ class Builder:
             self.seen[key] = outvars
         return outvars
 
+    def key(self, eqn, operands):
+        """What makes two equations equal, or None when that cannot be told. Those of one traced function share their
+        parameters: these are looked at once."""
+        at = eqn.primitive.name, id(eqn.params)
+        if at not in self.whats:
+            what = _what(eqn)
+            number = None if what is None else self.kinds.setdefault(what, len(self.kinds))
+            self.whats[at] = eqn.params, number
+        number = self.whats[at][1]
+        return None if number is None else (number, *operands)
+
     def _foldable(self, eqn, operands) -> bool:
         small = all(getattr(v.aval, "size", MAX_FOLD + 1) <= MAX_FOLD for v in eqn.outvars)
         return small and not eqn.effects and all(isinstance(o, _Known) for o in operands)
 
     def _fold(self, eqn, operands) -> list:
-        key = _key(eqn, [_const_key(o.value) for o in operands])
+        key = self.key(eqn, [_const_key(o.value) for o in operands])
         if key is None or key not in self.seen:
             with jax.ensure_compile_time_eval():
                 values = jaxapi.bind(eqn, [o.value for o in operands])
@@ -225,13 +238,12 @@ def _const_key(value):
     return (array.shape, str(array.dtype), array.tobytes())
 
 
-def _key(eqn, atoms):
-    """What makes two equations equal, or None when that cannot be told or the equation has effects."""
+def _what(eqn):
+    """What an equation does, but for its operands; None when that cannot be told or it has effects."""
     if eqn.effects:
         return None
-    operands = tuple((_const_key(a.val)) if isinstance(a, Literal) else a for a in atoms)
+    key = (eqn.primitive.name, tuple(sorted(eqn.params.items(), key=lambda kv: kv[0])))
     try:
-        key = (eqn.primitive.name, tuple(sorted(eqn.params.items(), key=lambda kv: kv[0])), operands)
         hash(key)
     except TypeError:
         return None

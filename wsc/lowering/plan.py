@@ -146,15 +146,16 @@ def _push_later(eqns, data, used, place: list[int], roles: Roles) -> None:
     sources: list[set] = []
     for n in range(len(data)):
         found: set = set()
-        for a in sorted(reads[n], key=lambda a: -_bytes([a])):
-            if any(first[u] >= late[n] for u in users[a]):
-                continue
+        moving = [a for a in reads[n] if not any(first[u] >= late[n] for u in users[a])]
+        for a in sorted(moving, key=lambda a: -_bytes([a])):
             pushed = a in maker and late[maker[a]] > first[maker[a]] and late[maker[a]] >= late[n]
             options = [sources[maker[a]], {a}] if pushed else [{a}]
-            found |= min(options, key=lambda more: _bytes(more - found))
+            found |= min(options, key=lambda more: _bytes(more - found)) if pushed else options[0]
         sources.append(found)
     going: dict[int, set] = {}  # what goes to a stage because of an equation moved there
     for n in reversed(range(len(data))):
+        if late[n] == first[n]:
+            continue
         along = sources[n] - going.get(late[n], set())
         along = [a for a in along if not any(place[u] >= late[n] for u in users[a] if u != n)]
         if _bytes(along) > _bytes(eqns[data[n]].outvars) * 17 / 16:  # a scalar more, such as a norm's, decides nothing
@@ -207,14 +208,15 @@ def _fill(stages: list[Stage], normal: Normal, roles: Roles, data, views, place)
         made = (v for e, d in zip(stage.eqns, stage.data, strict=True) if d for v in e.outvars)
         stage.results = [v for v in made if v in outputs and roles.of(v) != "state"]
     known: dict[tuple, int] = {}
+    params: dict[tuple, tuple] = {}
     for stage, found in zip(stages, exported, strict=True):
         stage.exports = list(found)
-        template = _signature(stage, roles)
+        template = _signature(stage, roles, params)
         stage.template_number = known.setdefault(template, len(known))
         stage.template = template
 
 
-def _signature(stage: Stage, roles: Roles) -> tuple:
+def _signature(stage: Stage, roles: Roles, params: dict[tuple, tuple]) -> tuple:
     """Equal for stages that differ only in which weights and state they use."""
     local: dict = {}
     rows = []
@@ -224,10 +226,13 @@ def _signature(stage: Stage, roles: Roles) -> tuple:
             if isinstance(a, Literal):
                 refs.append(("literal", a.aval.str_short(), np.asarray(a.val).tobytes()))  # a scalar, all of them
             else:
-                refs.append(local.setdefault(a, (len(local), roles.of(a), a.aval.shape, str(a.aval.dtype))))
+                refs.append(local.setdefault(a, (len(local), roles.of(a), a.aval.shape, jaxapi.dtype_name(a.aval.dtype))))
         for v in eqn.outvars:
-            local[v] = (len(local), roles.of(v), v.aval.shape, str(v.aval.dtype))
-        rows.append((eqn.primitive.name, _params(eqn), tuple(refs)))
+            local[v] = (len(local), roles.of(v), v.aval.shape, jaxapi.dtype_name(v.aval.dtype))
+        key = eqn.primitive.name, id(eqn.params)  # equations of one traced function share theirs
+        if key not in params:
+            params[key] = _params(eqn)
+        rows.append((eqn.primitive.name, params[key], tuple(refs)))
     ends = tuple(tuple(local[v][0] for v in vs) for vs in (stage.exports, stage.results))
     return tuple(rows), ends
 
