@@ -270,7 +270,7 @@ def test_prng_keys_and_deterministic_dropout():
         ({"clock_hz": -1.0}, "clock_hz of a wafer is -1.0 Hz"),
         ({"rows": 1.5}, "whole number"),
         ({"hop_cycles": float("inf")}, "finite"),
-        ({"sram_bytes": 100}, "do not hold its 14848 B of code"),
+        ({"sram_bytes": 100}, "do not hold its 4096 B of code"),
     ],
 )
 def test_wafers_that_cannot_be(change, message):

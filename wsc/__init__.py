@@ -1,6 +1,7 @@
 """wsc: compile JAX programs onto a wafer-scale chip, run them, and account for what the wafer does."""
 
 from wsc import models
+from wsc.bound import Bound, lower_bound
 from wsc.compile import compile
 from wsc.errors import (
     ArgumentError,
@@ -26,6 +27,7 @@ __all__ = [
     "WSE2",
     "WSE3",
     "ArgumentError",
+    "Bound",
     "CheckpointError",
     "ConfigError",
     "DownloadError",
@@ -40,6 +42,7 @@ __all__ = [
     "Wafer",
     "WscError",
     "compile",
+    "lower_bound",
     "models",
     "sensitivity",
     "speculative",

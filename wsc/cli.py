@@ -202,7 +202,7 @@ def speculate(
     draft: Annotated[str, typer.Argument(help="the small one that proposes, of the same vocabulary")],
     tokens: Annotated[int, typer.Option(help="drafted tokens a round")] = 4,
     acceptance: Annotated[float, typer.Option(help="share of the judged tokens that the target accepts")] = 0.8,
-    verify: Annotated[str, typer.Option(help="how the target checks them: pass or stream")] = "pass",
+    verify: Annotated[str, typer.Option(help="how the target checks them: pass or stream")] = "stream",
     wafer: Wafer = "wse3",
     wafers: Wafers = None,
     context: Context = 2048,

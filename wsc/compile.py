@@ -101,7 +101,7 @@ def compile(
         chunked = [_step(model, n, context, batch) for n in chunks]
         decode, prefill = _lower(_step(model, 1, context, batch), chunked, wafer, wafers, chosen, goal)
         bound = tuple(jax.tree.leaves(model))
-        return LanguageModel(model, *decode, Executable(*prefill, order, bound), order, context, batch)
+        return LanguageModel(model, *decode, Executable(*prefill, order, bound), order, context, batch, again)
     (lowered,) = _lower(_entry(model, args, weight_argnums), [], wafer, wafers, chosen, goal)
     bound = tuple(jax.tree.leaves(model)) if jaxapi.is_nnx_module(model) else ()
     return Executable(*lowered, order, bound)
@@ -178,17 +178,38 @@ def further_pass(exe: LanguageModel, tokens: int) -> Program:
 
     Raises FitError when it does not fit there.
     """
-    entries = [_step(exe.model, n, exe.context, exe.batch) for n in (1, tokens)]
-    first = _plan(entries[0], WSC)
-    plans = [first, _plan(entries[1], WSC, first.planned)]
-    regions = [s.region for s in exe.program.stages]
-    normals, planned = [p.normal for p in plans], [p.planned for p in plans]
-    _, found = build_programs(normals, planned, regions, exe.program.wafer, [e.conditions for e in entries])
+    _, found = again(exe, exe.context)(1, tokens)
     layouts = [[w.layout for s in p.stages for w in s.weights] for p in (exe.program, found)]
     if layouts[0] != layouts[1]:
         raise FitError(f"{tokens} tokens at a time do not fit these regions with the weights laid as they are")
     check([exe.program, found])
     return found
+
+
+def again(exe: LanguageModel, context: int) -> Callable[..., list[Program]]:
+    """What makes programs of a compiled model for another context, on its regions: called with numbers of tokens it
+    returns a program for each; the first says how weights and state lie. It raises FitError when they do not fit."""
+    wafer, regions = exe.program.wafer, [s.region for s in exe.program.stages]
+    steps = {1: _step(exe.model, 1, context, exe.batch)}
+    with _no_pauses():
+        plans = {1: _plan(steps[1], WSC)}
+
+    def programs(*tokens: int) -> list[Program]:
+        with _no_pauses():
+            for n in tokens:
+                if n not in plans:
+                    steps[n] = _step(exe.model, n, context, exe.batch)
+                    plans[n] = _plan(steps[n], WSC, plans[1].planned)
+            found = [plans[n] for n in tokens]
+            for i, region in enumerate(regions):
+                lead, *others = (p.planned.tile(i, region.grid, wafer) for p in found)
+                alike = all(t.weights == lead.weights and t.states == lead.states for t in others)
+                if not alike or max(t.colors for t in (lead, *others)) > wafer.colors:
+                    raise FitError(f"{tokens} tokens at a time do not fit {region} with weights that lie alike for all")
+            normals, planned = [p.normal for p in found], [p.planned for p in found]
+            return build_programs(normals, planned, regions, wafer, [steps[n].conditions for n in tokens])
+
+    return programs
 
 
 def _goal(objective: str, speed: Any, grid: Any, beside: Any, wafer: Wafer) -> Goal:
@@ -251,7 +272,8 @@ def _step(model: Any, tokens: int, context: int, batch: int) -> Entry:
     ids = jax.ShapeDtypeStruct((batch, tokens), jnp.int32)
     what = "decode of 1 token" if tokens == 1 else f"prefill of {tokens} tokens"
     dtype = jnp.dtype(jax.tree.leaves(cache)[0].dtype).name
-    conditions = f"{what}, batch {batch}, context {context}, {dtype}"
+    codes = sorted({a.dtype.name for a in jax.tree.leaves(model) if jnp.issubdtype(a.dtype, jnp.integer)})
+    conditions = f"{what}, batch {batch}, context {context}, {dtype}" + "".join(f", {c} weights" for c in codes)
     figures = Conditions(conditions, tokens)
     return Entry(lambda model, tokens, cache: model(tokens, cache), (model, ids, cache), (0,), figures)
 

@@ -35,7 +35,7 @@ def speculative(
     draft: Any,
     *,
     tokens: int = 4,
-    verify: str = "pass",
+    verify: str = "stream",
     wafer: Wafer | None = None,
     wafers: int | None = None,
     context: int = 2048,
@@ -70,7 +70,7 @@ def speculative(
     options: dict[str, Any] = {"wafer": wafer or WSE3, "wafers": wafers, "context": context, "order": order}
     chunk = tokens + 1 if verify == "pass" else None
     large = place(target, prefill_chunk=chunk, **options)
-    small = place(draft, **options)  # when `compile` has it: beside=large
+    small = place(draft, beside=large, **options)
     assert isinstance(large, LanguageModel) and isinstance(small, LanguageModel)
     return Speculative(large, small, tokens, verify)
 

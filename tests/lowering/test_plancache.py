@@ -337,17 +337,28 @@ def test_a_tampered_plan_is_not_used(folder, tamper):
     options = {"wafers": 1, "wafer": small(24, 24, 1024)}
     fresh = figures(compile_layers(**options))
     (path,) = folder.iterdir()
-    key, rows = path.name.removesuffix(".json"), plancache.load(path.name.removesuffix(".json"))["regions"]
-    plancache.save(key, {"regions": tamper(rows)})
+    key = path.name.removesuffix(".json")
+    plan = plancache.load(key)
+    plancache.save(key, plan | {"regions": tamper(plan["regions"])})
     assert figures(compile_layers(**options)) == fresh
-    assert plancache.load(key) == {"regions": rows}  # and a good plan is kept in its place
+    assert plancache.load(key) == plan  # and a good plan is kept in its place
+
+
+@pytest.mark.parametrize("bad", [{"which": 7}, {"which": "x"}, {"shares": [[99, 0, 2]]}, {"shares": 3}, {"shares": None}])
+def test_a_plan_with_other_choices_than_there_are_is_not_used(folder, bad):
+    fresh = figures(compile_layers(wafer=small(24, 24, 1024)))
+    (path,) = folder.iterdir()
+    key = path.name.removesuffix(".json")
+    plan = plancache.load(key)
+    plancache.save(key, plan | bad)
+    assert figures(compile_layers(wafer=small(24, 24, 1024))) == fresh
 
 
 def test_a_kept_plan_of_another_grid_is_not_used(folder):
     fresh = compile_layers(grid=(8, 8))
     (path,) = folder.iterdir()
     key = path.name.removesuffix(".json")
-    plancache.save(key, {"regions": [[0, 0, x, 6, 6] for x in (0, 6, 12)]})
+    plancache.save(key, plancache.load(key) | {"regions": [[0, 0, x, 6, 6] for x in (0, 6, 12)]})
     assert figures(compile_layers(grid=(8, 8))) == figures(fresh)
 
 

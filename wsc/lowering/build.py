@@ -59,7 +59,8 @@ def _build(normal: Normal, planned: Planned, regions, wafer: Wafer, buffers: lis
                 f"stage '{stage.name}' on {region} is over its SRAM by {over:,} B a PE: a larger region would fit; "
                 f"give more wafers, a shorter context or a smaller batch."
             )
-        arrivals = [(v, made_in.get(v), _bring(v, made_in.get(v), i, regions, wafer)) for v in stage.entries]
+        straight = planned.strategy.compiled
+        arrivals = [(v, made_in.get(v), _bring(v, made_in.get(v), i, regions, wafer, straight)) for v in stage.entries]
         if i == 0:
             arrivals += [(None, None, (HostLink(n),)) for n in [_control_bytes(normal, roles)] if n]
         departures = tuple(HostLink(_nbytes(v.aval)) for v in stage.results)
@@ -105,7 +106,9 @@ def _placed_weight(stored: Stored, name: str, nbytes: int, tiled: TiledStage) ->
     return PlacedWeight(name, stored.layout, stored.shape, nbytes, copies, tile * parts * copies)
 
 
-def _bring(v: Any, source: int | None, target: int, regions: list[Region], wafer: Wafer) -> tuple[Step, ...]:
+def _bring(
+    v: Any, source: int | None, target: int, regions: list[Region], wafer: Wafer, straight: bool
+) -> tuple[Step, ...]:
     """The steps that bring an activation to a stage, laid along `y` as every stage expects its input.
 
     Side by side, every row sends its piece on, right across the new region. Otherwise the pieces travel down the
@@ -119,9 +122,9 @@ def _bring(v: Any, source: int | None, target: int, regions: list[Region], wafer
     words = wavelets(nbytes, 1, wafer)
     if a.y == b.y:
         gap = max(a.x, b.x) - min(a.x + a.width, b.x + b.width)
-        return (Move(max(0, gap) + b.width, words, b.height),)
+        return (Move(max(0, gap) + b.width, words, b.height, straight),)
     across = abs((a.x + a.width // 2) - (b.x + b.width // 2)) if not a.touches(b) else 0
-    return (Move(abs(a.y - b.y) + across + b.width, words, min(a.width, b.width)),)
+    return (Move(abs(a.y - b.y) + across + b.width, words, min(a.width, b.width), straight),)
 
 
 def _nbytes(aval) -> int:

@@ -26,6 +26,8 @@ def find_hints(stage: Stage, roles: Roles, ops: Sequence[Any]) -> dict[Any, Layo
         for i, atom in enumerate(eqn.invars if data else ()):
             if not isinstance(atom, Literal) and roles.of(atom) == "activation":
                 found = op.ins[i] if eqn.primitive.name in _INSIST else _through(eqn, i, hints)
+                if eqn.primitive.name in VECTOR and found and op.ins[i] and op.ins[i].parts.pes > found.parts.pes:
+                    found = op.ins[i]  # it works on shares already
                 if found is not None:
                     hints[atom] = found
     return hints

@@ -103,11 +103,11 @@ def _cost(step: Step, wafer: Wafer) -> Cost:
             )
         case Rounds():
             return _rounds(step, wafer)
-        case Move(distance, wavelets, links):
+        case Move(distance, wavelets, links, straight):
             return Cost(
                 latency=distance * wafer.hop_cycles + wafer.relay_cycles,
                 serial=math.ceil(wavelets / links) / width,
-                overhead=wafer.task_cycles + wafer.loop_cycles,
+                overhead=wafer.task_cycles + (wafer.straight_cycles if straight else wafer.loop_cycles),
                 wavelets=wavelets,
                 hops=wavelets * distance,
                 sram_bytes=2 * wavelets * wafer.wavelet_bytes,

@@ -105,6 +105,7 @@ class Move:
     distance: int
     wavelets: int
     links: int
+    straight: bool = False
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,12 @@ class Executable:
         """Bytes of KV cache that one run reads, all users."""
         return 0
 
+    @property
+    def conditions(self) -> str:
+        """What modelled figures hold for: wafers, clock, batch, context, precision."""
+        wafer, program = self.program.wafer, self.program
+        return f"{program.wafers} x {wafer.name} at {wafer.clock_hz / 1e9:.3f} GHz, {program.conditions}"
+
     @cached_property
     def jitted(self):
         """The flat function, jitted: (tiles of bound weights, *leaves) -> leaves."""

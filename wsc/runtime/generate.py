@@ -1,7 +1,7 @@
 """A language model on the wafer: prefill and decode programs over the same weights, and text out of them."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from wsc.lowering.jaxapi import Traced
 from wsc.program import Program
 from wsc.runtime.executable import Executable
 from wsc.runtime.sampling import Sampling
+from wsc.runtime.serving import CONTEXTS, Capacity, FirstToken, capacity, check_users, first_token
 
 SHORT_PROMPT = 32  # tokens; up to here a first prompt goes through decode, sooner done than compiling prefill too
 
@@ -25,19 +26,72 @@ class LanguageModel(Executable):
     """
 
     def __init__(
-        self, model: Any, program: Program, traced: Traced, prefill: Executable, order: str, context: int, batch: int
+        self,
+        model: Any,
+        program: Program,
+        traced: Traced,
+        prefill: Executable,
+        order: str,
+        context: int,
+        batch: int,
+        again: Callable[["LanguageModel", int], Callable[..., list[Program]]],
     ):
+        """`again(self, context)` makes programs for another context on the same regions, given numbers of tokens."""
         super().__init__(program, traced, order, bound=tuple(jax.tree.leaves(model)))
-        self.model, self.prefill, self.context, self._users = model, prefill, context, batch
+        self.model, self.prefill, self.context, self._users, self.again = model, prefill, context, batch, again
 
     @property
     def batch(self) -> int:
         return self._users
 
     @property
+    def conditions(self) -> str:
+        return f"{super().conditions}, prefill {self.chunk} at a time"
+
+    @property
     def cache_bytes(self) -> int:
         leaves = jax.tree.leaves(self.model.abstract_cache(batch=self.batch, context=self.context))
         return sum(a.size * a.dtype.itemsize for a in leaves)
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of each user that the prefill program takes at a time."""
+        return self.prefill._avals[len(self._bound)].shape[1]
+
+    @property
+    def initiation_interval(self) -> float:
+        """Modelled seconds from one token to the next when tokens of several users follow one another through the
+        stages: those of the busiest stage."""
+        return float(self.telemetry.initiation_interval)
+
+    @property
+    def pipeline_users(self) -> int:
+        """Users served at once, each at the speed of one alone: the stages full, `batch` users in each. Whether their
+        caches fit too, `capacity` says."""
+        return self.batch * self.telemetry.in_flight
+
+    def user_speed(self, users: int) -> float:
+        """Modelled tokens per second of each of so many users: flat until the stages are full, then one over the
+        intervals of all. Raises ArgumentError for no users."""
+        return self.telemetry.rate(-(-check_users(users) // self.batch))
+
+    def throughput(self, users: int) -> float:
+        """Modelled tokens per second of so many users together."""
+        return users * self.user_speed(users)
+
+    def first_token(self, prompt_tokens: int) -> FirstToken:
+        """When a first token follows a prompt, each user's of so many tokens: see `FirstToken`. Raises ArgumentError
+        for a prompt that is empty or longer than the context."""
+        return first_token(self, prompt_tokens)
+
+    def first_token_seconds(self, prompt_tokens: int) -> float:
+        """Modelled seconds of the faster way to a first token."""
+        return self.first_token(prompt_tokens).seconds
+
+    def capacity(self, contexts: Sequence[int] = CONTEXTS) -> Capacity:
+        """How many users have room, by the tokens of context of each, on the regions that are placed: see `Capacity`.
+        Raises ArgumentError for anything but whole numbers of at least 1."""
+        return capacity(self, contexts)
 
     @cached_property
     def decoder(self):
@@ -96,7 +150,7 @@ class LanguageModel(Executable):
         """Run the prompt through prefill chunks; what follows the prompt in the last chunk is overwritten later."""
         cache = self.model.init_cache(batch=self.batch, context=self.context)
         leaves, tree = jax.tree.flatten(cache)
-        chunk = self.prefill._avals[len(self._bound)].shape[1]
+        chunk = self.chunk
         short = len(prompt) <= SHORT_PROMPT and "prefiller" not in self.__dict__
         logits, done = None, 0
         while done < len(prompt):

@@ -29,9 +29,7 @@ class Report(Printed):
         program, t = self.executable.program, self.executable.telemetry
         figures = t.as_dict()
         wafer = program.wafer
-        table = Table(
-            title=f"Modelled: {program.wafers} x {wafer.name} at {wafer.clock_hz / 1e9:.3f} GHz, {program.conditions}"
-        )
+        table = Table(title=f"Modelled: {self.executable.conditions}")
         table.add_column("figure")
         table.add_column("value", justify="right")
         table.add_column("unit")

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
+from wsc.errors import UnsupportedError
 from wsc.machine.cost import Cost, cost, energy_joules
 from wsc.machine.numbers import Number, maximum
 from wsc.machine.steps import Step
@@ -135,6 +136,40 @@ class Telemetry:
     def tokens_per_second(self) -> float:
         """Of one user: tokens of one run over the time of all passes it takes."""
         return self.program.tokens / (self.seconds * self.program.passes) if self.seconds else 0.0
+
+    @cached_property
+    def initiation_interval(self) -> Number:
+        """Seconds after which the next run may follow through the same stages: those of the busiest stage. It takes a
+        run when it has brought in, worked on and sent off the one before; control counts, since a stage that is never
+        idle does not work it out while it waits. Raises UnsupportedError where a stage reads from further back than
+        the stage before it: runs that follow one another would be mixed up.
+
+        >>> import jax.numpy as jnp, wsc
+        >>> exe = wsc.compile(lambda w, x: x @ w, jnp.ones((64, 32)), jnp.ones((1, 64)), weight_argnums=0)
+        >>> exe.telemetry.initiation_interval == exe.telemetry.seconds  # one stage: one run after the other
+        True
+        """
+        for i, stage in enumerate(self.program.stages):
+            if any(source not in (None, i - 1) for _, source, _ in stage.arrivals):
+                raise UnsupportedError(
+                    f"stage '{stage.name}' reads from one further back than the one before it, and runs that follow "
+                    f"one another through the stages would be mixed up: pass what it reads through every stage"
+                )
+        return maximum(*(c.cycles for c in self.stages)) / self.wafer.clock_hz
+
+    @cached_property
+    def in_flight(self) -> int:
+        """Runs under way at once, each as fast as alone: seconds / initiation_interval, and no more than stages."""
+        fill = float(self.seconds) / float(self.initiation_interval) if self.seconds else 1.0
+        return max(1, min(int(fill * (1 + 1e-12)), len(self.program.stages)))
+
+    def rate(self, runs: int) -> float:
+        """Tokens per second of each of so many runs under way at once: that of one until `in_flight`, then each run
+        waits for its turn at the busiest stage, `runs` intervals. Runs begin evenly spread: none ever queues."""
+        alone = self.tokens_per_second
+        if runs <= self.in_flight:
+            return alone
+        return alone * float(self.seconds) / max(float(self.seconds), runs * float(self.initiation_interval))
 
     @cached_property
     def energy(self) -> dict[str, float]:
