@@ -146,14 +146,14 @@ def test_validate_fails_over_a_bar(monkeypatch):
 
 def test_sensitivity_json(tiny):
     found = json.loads(invoke("sensitivity", str(tiny), "--context", "64", "--json"))
-    assert found["clock_hz"] < 0 < found["loop_cycles"]
+    assert found["clock_hz"] < 0 < found["straight_cycles"]
     assert "context 64" in found["conditions"]
 
 
 def test_speculate(tiny):
     args = ("speculate", str(tiny), str(tiny), "--tokens", "2", "--context", "32", "--wafer", "small")
     text = invoke(*args, "--acceptance", "0.5")
-    assert "checked in one pass" in text and "a decode step of the draft" in text
+    assert "streamed" in text and "a decode step of the draft" in text
     found = json.loads(invoke(*args, "--acceptance", "0.5", "--verify", "stream", "--json"))
     assert found["tokens_per_second"] * found["round_seconds"] == pytest.approx(1 + 0.5 + 0.25)
     assert found["curve"]["acceptances"] == [0.5] and "context 32" in found["conditions"]
@@ -161,7 +161,7 @@ def test_speculate(tiny):
 
 def test_hardware_lists_every_number_with_its_source():
     rows = json.loads(invoke("hardware", "wse2", "--json"))
-    assert {"clock_hz", "deliver_cycles", "loop_cycles"} <= {r["name"] for r in rows}
+    assert {"clock_hz", "deliver_cycles", "straight_cycles"} <= {r["name"] for r in rows}
     assert all(r["unit"] and r["kind"] and r["source"] for r in rows)
     assert "published" in invoke("hardware")
 

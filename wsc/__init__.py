@@ -14,6 +14,7 @@ from wsc.errors import (
     WscError,
 )
 from wsc.machine.wafer import WAFERS, WSE2, WSE3, Wafer
+from wsc.plan_report import Plan, plan_report
 from wsc.program import Program
 from wsc.runtime.executable import Executable
 from wsc.runtime.generate import LanguageModel
@@ -34,6 +35,7 @@ __all__ = [
     "Executable",
     "FitError",
     "LanguageModel",
+    "Plan",
     "Program",
     "Speculative",
     "Telemetry",
@@ -44,6 +46,7 @@ __all__ = [
     "compile",
     "lower_bound",
     "models",
+    "plan_report",
     "sensitivity",
     "speculative",
     "sweep",

@@ -24,6 +24,9 @@ Context = Annotated[int, typer.Option(help="tokens of the KV cache")]
 Batch = Annotated[int, typer.Option(help="users served by one step")]
 Weights = Annotated[str, typer.Option(help="stored as: model (the model's own dtype), int8 or int4")]
 Order = Annotated[str, typer.Option(help="how partial sums add up: fabric or xla")]
+PrefillChunk = Annotated[int | None, typer.Option(help="tokens a prefill program takes at a time")]
+Dead = Annotated[float | None, typer.Option(help="share of PEs that are dead, at random: 0 to 0.2")]
+Seed = Annotated[int, typer.Option(help="of the dead PEs")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object instead of tables")]
 
 
@@ -101,9 +104,9 @@ def compile_(
     weights: Weights = "model",
     strategy: Annotated[str, typer.Option(help="wsc, or waferllm: one layer, mapped as that paper does")] = "wsc",
     grid: Annotated[int | None, typer.Option(help="PEs of a side of every region, such as 540")] = None,
-    prefill_chunk: Annotated[int | None, typer.Option(help="tokens a prefill program takes at a time")] = None,
-    dead: Annotated[float | None, typer.Option(help="share of PEs that are dead, at random: 0 to 0.2")] = None,
-    seed: Annotated[int, typer.Option(help="of the dead PEs")] = 0,
+    prefill_chunk: PrefillChunk = None,
+    dead: Dead = None,
+    seed: Seed = 0,
     text: Annotated[bool, typer.Option(help="print the placed program instead of the report")] = False,
     as_json: Json = False,
 ) -> None:
@@ -132,6 +135,35 @@ def compile_(
         print(exe.as_text())
     else:
         out.print(exe.report())
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="a named config (see wsc models) or a config.json")],
+    wafer: Wafer = "wse3",
+    wafers: Wafers = None,
+    context: Context = 2048,
+    batch: Batch = 1,
+    objective: Annotated[str, typer.Option(help="latency, throughput, users or wafers")] = "latency",
+    speed: Annotated[float | None, typer.Option(help="tokens/s of each user, for --objective users")] = None,
+    prefill_chunk: PrefillChunk = None,
+    dead: Dead = None,
+    seed: Seed = 0,
+    weights: Weights = "model",
+    against_waferllm: Annotated[bool, typer.Option(help="one layer as WaferLLM maps it, too")] = False,
+    as_json: Json = False,
+) -> None:
+    """Place a model without its weights: where it lies, how fast it is, how many it serves, how far from the least."""
+    import wsc
+
+    network = stored_as(wsc.models.Llama.abstract(config_of(model)), weights)
+    chosen = hardware(wafer) if dead is None else hardware(wafer).with_defects(dead, seed)
+    sizes: dict[str, Any] = {"wafers": wafers, "context": context, "batch": batch, "prefill_chunk": prefill_chunk}
+    with waiting(f"placing {model} on the wafer"):
+        exe: Any = wsc.compile(network, wafer=chosen, objective=objective, speed=speed, **sizes)
+    with waiting("counting its users, and the least it could take"):
+        found = wsc.plan_report(exe, waferllm=against_waferllm)
+    print(json.dumps({"model": model} | found.as_dict())) if as_json else out.print(found)
 
 
 @app.command()

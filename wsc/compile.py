@@ -5,7 +5,7 @@ import gc
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -147,7 +147,10 @@ def _passes(
         normals, planned = [p.normal for p, _ in chosen], [p.planned for p, _ in chosen]
         programs = build_programs(normals, planned, regions, wafer, [e.conditions for _, e in chosen])
         check(programs)
-        return [(program, p.traced) for program, (p, _) in zip(programs, chosen, strict=True)]
+        return [
+            (replace(program, written=(p.written.jaxpr, p.written.consts)), p.traced)
+            for program, (p, _) in zip(programs, chosen, strict=True)
+        ]
 
     kept = [e.conditions.text for e in others]  # not their equations: a plan is checked against those when it is built
     key = plancache.key([first.planned.stages], strategy.name, wafer, wafers, goal, kept)
@@ -159,6 +162,7 @@ class _Plan:
     """One entry after the passes that come before placement."""
 
     traced: jaxapi.Traced
+    written: Normal
     normal: Normal
     planned: Planned
 
@@ -166,11 +170,10 @@ class _Plan:
 def _plan(entry: Entry, strategy: Strategy, leader: Planned | None = None) -> _Plan:
     """The passes before placement. The weights lie as the `leader` lays them."""
     traced = _trace(entry)
-    normal = normalize(traced)
-    if strategy.compiled:
-        normal = rewrite(normal, _leaves(entry))
+    written = normalize(traced)
+    normal = rewrite(written, _leaves(entry)) if strategy.compiled else written
     roles = find_roles(normal, traced.arg_names, _leaves(entry))
-    return _Plan(traced, normal, Planned(plan_stages(normal, roles), roles, strategy, leader))
+    return _Plan(traced, written, normal, Planned(plan_stages(normal, roles), roles, strategy, leader))
 
 
 def further_pass(exe: LanguageModel, tokens: int) -> Program:

@@ -41,7 +41,7 @@ class Function:
 def as_function(program: Program, order: str) -> Function:
     """What the placed program computes, adding in the given order."""
     if order == "xla":
-        plain = jaxapi.as_function(program.jaxpr, program.consts)
+        plain = jaxapi.as_function(*(program.written or (program.jaxpr, program.consts)))
         return Function(lambda *flat: (), lambda tiles, *flat: plain(*flat))
     jaxpr = program.jaxpr
     placed = {id(op.eqn): op for _, op in program.ops() if op.name in _IN_ORDER and _participants(op)}

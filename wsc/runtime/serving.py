@@ -108,7 +108,7 @@ class Room:
             return "no room on these regions"
         last = min(self.users, self.flat)
         then = f", {self.at_capacity:,.0f} at {self.users}" if self.users > last else ""
-        return f"flat from 1 user to {last}{then}"
+        return f"flat from 1 user to {last}{then}" if last > 1 else f"1 user at full speed{then}"
 
 
 @dataclass(frozen=True, repr=False)
