@@ -63,7 +63,9 @@ def test_70b_on_four(once):
         wsc.compile(model, wafers=3, context=8192)
     exe = once(lambda: wsc.compile(model, wafers=4, context=8192))
     show(f"70B on three: {refused.value}")
-    show(f"70B on {exe.program.wafers}: {speed(exe):,.0f} tokens/s (bar {PUBLISHED_70B:,.0f}), {exe.program.conditions}")
+    show(
+        f"70B on {exe.program.wafers}: {speed(exe):,.0f} tokens/s (bar {PUBLISHED_70B:,.0f}), {exe.program.conditions}"
+    )
 
 
 def test_405b(once):

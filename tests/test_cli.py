@@ -90,6 +90,42 @@ def test_compile_with_dead_pes(tiny):
     assert json.loads(invoke(*theirs, "--json"))["wafer"].startswith("WSE-2 with ")
 
 
+def test_plan_json(tiny):
+    args = ("plan", str(tiny), "--context", "64", "--wafer", "small", "--json")
+    found = json.loads(invoke(*args))
+    assert "1 x small at 0.875 GHz" in found["conditions"] and "context 64, float32" in found["conditions"]
+    assert found["tokens_per_second"] == pytest.approx(1 / found["seconds"])
+    assert found["first_token"]["prompt_tokens"] == 32
+    assert [r["context"] for r in found["capacity"]] == [64, 2048, 8192, 32768, 131072]
+    assert found["users"] == found["capacity"][0]["users"] > found["capacity"][1]["users"]
+    assert found["waferllm"] is None
+    assert json.loads(invoke(*args, "--prefill-chunk", "1"))["users"] >= found["users"]
+    assert json.loads(invoke(*args, "--batch", "2"))["pipeline_users"] % 2 == 0
+    worn = json.loads(invoke(*args, "--dead", "0.05", "--seed", "1"))
+    assert "small with " in worn["conditions"] and worn["pes_of_wafers"] < found["pes_of_wafers"] == 24 * 24
+
+
+def test_plan_report(tiny):
+    text = invoke("plan", str(tiny), "--context", "64", "--wafer", "small", "--objective", "users", "--speed", "1000")
+    for title in ("Where it lies", "How fast it is", "Users by context", "Lower bound"):
+        assert title in text
+    assert "first token after a prompt of 32" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--objective", "beauty"], "objective is 'beauty': it must be one of latency, throughput, users, wafers"),
+        (["--speed", "5"], "for objective 'users' alone"),
+        (["--against-waferllm"], "on any of the published grids"),
+    ],
+)
+def test_plan_refuses(tiny, options, message):
+    result = RUN.invoke(app, ["plan", str(tiny), "--context", "64", "--wafer", "small", *options])
+    assert result.exit_code == 1
+    assert message in str(result.exception)
+
+
 def test_wafers_are_a_limit(tiny):
     result = RUN.invoke(app, ["compile", str(tiny), "--wafer", "small", "--context", "2000000", "--wafers", "1"])
     assert result.exit_code == 1

@@ -136,14 +136,13 @@ def _passes(
 
     def search() -> dict:
         regions, which = place(first.planned, Lazy(lambda i: plans[i].planned, len(others)), wafer, wafers, goal)
-        return {"regions": plancache.pack(regions), "which": which, "shares": first.planned.shares_as_rows()}
+        return {"regions": plancache.pack(regions), "which": which}
 
     def build(plan: dict) -> list[tuple[Program, jaxapi.Traced]]:
         regions = plancache.unpack(plan["regions"], wafers, goal)
         chosen = [(first, entry)]
         if others:
             chosen.append((plans[plan["which"]], others[plan["which"]]))
-        first.planned.take_shares(plan["shares"])
         normals, planned = [p.normal for p, _ in chosen], [p.planned for p, _ in chosen]
         programs = build_programs(normals, planned, regions, wafer, [e.conditions for _, e in chosen])
         check(programs)

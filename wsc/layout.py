@@ -110,7 +110,9 @@ class Layout:
         dims = list(dims)
         folds = tuple(1 if d is None else self.folds[d] for d in dims) if self.folds else ()
         return Layout(
-            tuple(1 if d is None else self.y[d] for d in dims), tuple(1 if d is None else self.x[d] for d in dims), folds
+            tuple(1 if d is None else self.y[d] for d in dims),
+            tuple(1 if d is None else self.x[d] for d in dims),
+            folds,
         )
 
     def uncut(self, dims) -> "Layout":

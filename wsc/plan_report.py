@@ -87,7 +87,7 @@ class Plan(Printed):
             "sram": self.sram(),
             "first_token": self.first_token.as_dict(),
             "capacity": self.capacity.as_dict()["rows"],
-            "lower_bound": self.bound.as_dict(),
+            "lower_bound": {"cycles": self.bound.cycles, "ratio": self.bound.ratio, "gap": dict(self.bound.causes)},
             "waferllm": theirs,
         }
 

@@ -126,7 +126,9 @@ class Program:
     weight_vars: frozenset  # the variables of the jaxpr that are stored weights
     tokens: int = 1  # that one user gets of one run (of a prefill: reads)
     passes: int = 1  # runs that these tokens take: layers, where the program is one of equal layers
-    written: tuple[Any, tuple] | None = None  # the jaxpr and constants as the user wrote them, where they were rewritten
+    written: tuple[Any, tuple] | None = (
+        None  # the jaxpr and constants as the user wrote them, where they were rewritten
+    )
 
     def ops(self) -> Iterator[tuple[PlacedStage, PlacedOp]]:
         """Every placed op with its stage, in order."""

@@ -29,7 +29,7 @@ def adjacent(a, b) -> bool:
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     st.lists(st.integers(0, 3), min_size=1, max_size=14),
-    st.lists(st.tuples(st.integers(1, 6), st.lists(st.integers(1, 14), min_size=4, max_size=4)), min_size=1, max_size=3),
+    st.lists(st.tuples(st.integers(1, 6), st.tuples(*[st.integers(1, 14)] * 4)), min_size=1, max_size=3),
     st.integers(1, 12), st.integers(1, 14), st.integers(1, 3),
 )  # fmt: skip
 def test_pack(kinds, shelves, rows, columns, wafers):

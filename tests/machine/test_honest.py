@@ -74,6 +74,10 @@ MORE = (
 
 
 def seconds(step, wafer) -> float:
+    """Of a fused step, with what goes before it: alone it is the difference of two times, which may grow as both fall."""
+    if ahead := getattr(step, "after", 0):
+        amount = "wavelets" if isinstance(step, AllReduce) else "length"
+        step = dataclasses.replace(step, after=0, **{amount: ahead + getattr(step, amount)})
     return cost(step, wafer).cycles / wafer.clock_hz
 
 

@@ -82,7 +82,7 @@ def test_a_relay_is_two_ramps_and_an_instruction():
         ({"host_bytes_per_second": float("inf")}, "host_bytes_per_second"),
         ({"rows": 2.5}, "rows of a wafer is 2.5 PEs: it must be a whole number"),
         ({"colors": 0}, "colors"),
-        ({"sram_bytes": 10_000}, "10000 B of SRAM do not hold its 14848 B of code"),
+        ({"sram_bytes": 4000}, "4000 B of SRAM do not hold its 4096 B of code"),
     ],
 )
 def test_numbers_that_no_wafer_has(changes, message):

@@ -143,7 +143,7 @@ def test_wrong_arguments_are_named(tiny: Llama) -> None:
         tiny(jnp.ones(2, jnp.int32), cache)
     with pytest.raises(ArgumentError, match="5 tokens do not fit a cache of 4"):
         tiny(jnp.ones((1, 5), jnp.int32), cache)
-    with pytest.raises(ArgumentError, match=r"must be \(2, 4, 2, 16\)"):
+    with pytest.raises(ArgumentError, match=r"must be \(2, 2, 4, 16\)"):
         tiny(jnp.ones((2, 1), jnp.int32), cache)
     with pytest.raises(ArgumentError, match="the cache has 1 layers, the model 3"):
         tiny(jnp.ones((1, 1), jnp.int32), Cache(cache.k[:1], cache.v[:1], cache.length))

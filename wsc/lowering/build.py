@@ -12,7 +12,7 @@ from wsc.lowering.normalize import Normal
 from wsc.lowering.plan import Stage
 from wsc.lowering.roles import Roles
 from wsc.lowering.search import Planned
-from wsc.lowering.tile import Stored, TiledStage
+from wsc.lowering.tiled import Stored, TiledStage
 from wsc.machine.steps import HostLink, Move, Step, WaferLink
 from wsc.machine.wafer import Wafer
 from wsc.program import PlacedOp, PlacedStage, PlacedWeight, Program, Region
@@ -41,7 +41,9 @@ def build_programs(
     ]
 
 
-def _build(normal: Normal, planned: Planned, regions, wafer: Wafer, buffers: list[tuple[int, int]], entry: Conditions) -> Program:
+def _build(
+    normal: Normal, planned: Planned, regions, wafer: Wafer, buffers: list[tuple[int, int]], entry: Conditions
+) -> Program:
     stages, roles = planned.stages, planned.roles
     made_in = {v: i for i, s in enumerate(stages) for v in s.exports}
     templates: dict = {}

@@ -162,8 +162,10 @@ def exchange(
     came = [offset[d] + i * stride[d] for d, i in zip(dims, index, strict=True)]
     old = [(before[d], source_shape[d], source[1].fold(d)) for d in dims]
     new = [(after[d], shape[d], target.fold(d)) for d in dims]
-    first = _owner(*(tuple(c) for c in list(zip(*old, strict=True))[:2]), pes, came, [f for _, _, f in old])
-    last = _owner(*(tuple(c) for c in list(zip(*new, strict=True))[:2]), pes, index, [f for _, _, f in new])
+    first, last = (
+        _owner(tuple(p for p, _, _ in ends), tuple(n for _, n, _ in ends), pes, where, [f for _, _, f in ends])
+        for ends, where in ((old, came), (new, index))
+    )
     tile = math.prod(f * -(-n // (f * p)) for p, n, f in new)
     return _passed_on(first, last, after, tile * per_element, per_element, axis, grid, itemsize, wafer)
 
@@ -226,7 +228,9 @@ def _along_axis(
     shape, extent, itemsize, now: Layout, target: Layout, axis: str, grid: Grid, wafer: Wafer
 ) -> list[Step]:
     before, parts, pes = now.along(axis), target.along(axis), getattr(grid, axis)
-    folds = [(now.fold(d) if b > 1 else 0, target.fold(d) if p > 1 else 0) for d, (b, p) in enumerate(zip(before, parts))]
+    folds = [
+        (now.fold(d) if b > 1 else 0, target.fold(d) if p > 1 else 0) for d, (b, p) in enumerate(zip(before, parts))
+    ]
     refolded = any(0 < a != b > 0 for a, b in folds)
     if (before == parts and not refolded) or math.prod(before) == 1:
         return []

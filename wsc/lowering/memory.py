@@ -1,8 +1,58 @@
 """Memory: an address for every byte a PE of a stage holds. Code first, then weights, state, and buffers by lifetime."""
 
-from wsc.lowering.tile import Stored, TiledStage
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from wsc.lowering.jaxapi import Literal
+from wsc.lowering.plan import Stage
+from wsc.lowering.roles import Roles
+from wsc.lowering.rules.elementwise import VECTOR
+from wsc.lowering.rules.flexible import VIEWS
+from wsc.lowering.tiled import Stored, TiledStage
 from wsc.machine.wafer import Wafer
 from wsc.program import Allocation
+
+
+def lifetimes(
+    stage: Stage, roles: Roles, sizes_of: Callable[[Any], list[int]], copies: Mapping[tuple, int]
+) -> list[tuple[int, int, int]]:
+    """Bytes a PE of every value computed in the stage, from the op that makes it to the last that reads it. Renames
+    share their operand's bytes; state is updated in place, and so is what an element-wise op reads last. `sizes_of`
+    gives the bytes of each layout that a value has, `copies` those of values brought into another one."""
+    root: dict = {}
+    last: dict = {}
+    first = dict.fromkeys(stage.entries, 0)
+    for n, eqn in enumerate(stage.eqns):
+        operands = [root.get(a, a) for a in eqn.invars if not isinstance(a, Literal)]
+        last.update((a, n) for a in operands)
+        for v in eqn.outvars:
+            same = eqn.primitive.name in VIEWS or roles.of(v) == "state"
+            if same and operands:
+                root[v] = operands[0]
+            elif stage.data[n] or roles.of(v) == "control":
+                first[v] = n
+            last[root.get(v, v)] = n
+    end = len(stage.eqns)
+    last.update((root.get(v, v), end) for v in (*stage.exports, *stage.results))
+    sizes = {v: sizes_of(v) for v in first}
+    home: dict = {}  # value -> the one whose place it takes
+    for n, eqn in enumerate(stage.eqns):
+        if stage.data[n] and eqn.primitive.name in VECTOR and eqn.outvars[0] in first:
+            v, operands = eqn.outvars[0], [root.get(a, a) for a in eqn.invars if not isinstance(a, Literal)]
+            for a in operands:
+                if last.get(a) == n and sizes.get(a) == sizes[v] and a not in stage.states:
+                    home[v] = home.get(a, a)
+                    break
+    spans: dict = {}
+    for v, n in first.items():
+        at = home.get(v, v)
+        begin, until = spans.get(at, (n, n))
+        spans[at] = min(begin, n), max(until, last.get(v, n))
+    found = [(nbytes, *spans[v]) for v in first if v in spans for nbytes in sizes[v]]
+    for (v, _), nbytes in copies.items():  # brought into another layout for one op
+        users = [n for n, e in enumerate(stage.eqns) if v in e.invars]
+        found.append((nbytes, min(users), max(users)))
+    return found
 
 
 def stored_bytes(tiled: TiledStage) -> int:

@@ -26,7 +26,7 @@ def pack(
     as any: so the best end after every stage leads to the best end of all.
 
     >>> [str(r) for r in pack([0, 0, 0], [Shelf(400, {0: 300})], Wafer(), 1)]
-    ['wafer 0 [0:400, 0:300]', 'wafer 0 [0:400, 300:600]', 'wafer 0 [400:800, 300:600]']
+    ['wafer 0 [0:400, 0:300]', 'wafer 0 [0:400, 300:600]', 'wafer 0 [400:800, 455:755]']
     """
     rows, columns = int(wafer.rows), int(wafer.columns)
     far = (wafers, 0)

@@ -21,6 +21,7 @@ from wsc.program import Region
 MAX_WAFERS = 512
 CROWDED = 0.4  # of the PEs needed at least: then packing decides on sizes
 FULL = 0.7  # then shelves of other heights are looked at
+BEAM = 3  # of the best candidates, tiled again with more care
 OBJECTIVES = ("latency", "throughput", "users", "wafers")
 
 
@@ -42,6 +43,7 @@ class Candidate:
     rank: tuple[float, ...]
     shelves: tuple[Shelf, ...]
     regions: tuple[Region, ...]
+    wafers: int  # that it may take
 
 
 class Lazy(Sequence):
@@ -62,14 +64,18 @@ class Lazy(Sequence):
 
 
 def place(
-    leader: Planned, others: Sequence[Planned], wafer: Wafer, wafers: int | None, goal: Goal = Goal()  # noqa: B008
+    leader: Planned, others: Sequence[Planned], wafer: Wafer, wafers: int | None, goal: Goal = Goal()
 ) -> tuple[list[Region], int]:  # fmt: skip
     """One region a stage, on at most `wafers` wafers; None takes as many as needed. With it the number of the first of
     `others`, programs that share weights and regions, that fits beside the leader.
 
     Raises FitError when a stage or the whole does not fit, saying by how much and what would.
     """
-    return _Placer(leader, others, wafer, wafers, goal).run()
+    leader.quick = True
+    try:
+        return _Placer(leader, others, wafer, wafers, goal).run()
+    finally:
+        leader.quick = False
 
 
 class _Placer:
@@ -103,13 +109,27 @@ class _Placer:
 
     def _best(self, wafers: int) -> tuple[Candidate, int] | None:
         """The best placement, and which of the other programs it was made for: the first that fits beside the leader
-        in any region sizes looked at."""
+        in any region sizes looked at. The best few are tiled again with more care."""
         found = sorted(self._candidates(wafers), key=lambda c: c.rank)
-        for which, other in enumerate(self.others):
+        for which in range(max(1, len(self.others))):
+            programs = [self.leader, *([self.others[which]] if self.others else [])]
+            settled: list[Candidate] = []
             for candidate in found:
-                if self._hold_all(candidate, [self.leader, other]):
-                    return candidate, which
-        return (found[0], 0) if found and not self.others else None
+                if self._hold_all(candidate, programs):
+                    settled += self._settled(candidate, programs)
+                if len(settled) == BEAM:
+                    break
+            if settled:
+                return min(settled, key=lambda c: c.rank), which
+        return None
+
+    def _settled(self, candidate: Candidate, programs: list[Planned]) -> list[Candidate]:
+        """The candidate with stages tiled as they are in the end, if it still fits."""
+        self.leader.quick = False
+        found = self._candidate(candidate.shelves, candidate.wafers)
+        holds = found is not None and self._hold_all(found, programs)
+        self.leader.quick = True
+        return [found] if found is not None and holds else []
 
     def _candidates(self, wafers: int) -> list[Candidate]:
         """Placements that hold the leader."""
@@ -138,13 +158,14 @@ class _Placer:
             rank(h, w)
         for h, w in sorted(seen, key=lambda p: rank(*p))[:2]:
             while True:
-                near = [(h + a, w + b) for a, b in ((0, -1), (0, 1), (-1, 0), (1, 0), (-1, 1), (1, -1))]
+                near = [(h + a, w + b) for a in (-1, 0, 1) for b in (-1, 0, 1)]
                 near = [(a, b) for a, b in near if 0 <= a < len(heights) and 0 <= b < len(widths)]
                 a, b = min(near, key=lambda p: rank(*p), default=(h, w))
                 if rank(a, b) >= rank(h, w):
                     break
                 h, w = a, b
-        return [c for c in seen.values() if c is not None]
+        alone = self._candidate(self._fillers, wafers) if self.needed > FULL * self.wafer.pes * wafers else None
+        return [c for c in (*seen.values(), alone) if c is not None]
 
     def _starts(self, heights: list[int], widths: list[int], wafers: int) -> list[tuple[int, int]]:
         """Sizes of the repeated stage to walk from: squarish ones, and, where space is scarce, for every height the
@@ -204,14 +225,16 @@ class _Placer:
 
     @cached_property
     def _fillers(self) -> tuple[Shelf, ...]:
-        """Shelves of so many equal regions side by side, as low as their stages allow: they fill what others leave."""
+        """Shelves of so many equal regions side by side, as low as their stages allow beside the smallest of the other
+        programs: they fill what others leave."""
         found = []
+        least = [self.leader, *([self.others[len(self.others) - 1]] if self.others else [])]
         for i in self.count:
             for across in (1, 2, 3, 4) if i == self.layer else (1,):
                 width = int(self.wafer.columns) // across
                 low = math.ceil(self.least[i] / width)
                 heights = range(low, low + 2 + low // 6)
-                n = bisect.bisect_left(heights, True, key=lambda h: self._holds(i, Grid(h, width), [self.leader]))  # noqa: B023
+                n = bisect.bisect_left(heights, True, key=lambda h: self._holds(i, Grid(h, width), least))
                 if n < len(heights):
                     found.append(Shelf(heights[n], {i: width}))
         return tuple(found)
@@ -225,7 +248,7 @@ class _Placer:
             grids[key] = grids.get(key, 0) + 1
         if not all(self._holds(i, grid, [self.leader]) for i, grid in grids):
             return None
-        return Candidate(self._rank(grids, regions), shelves, tuple(regions))
+        return Candidate(self._rank(grids, regions), shelves, tuple(regions), wafers)
 
     def _rank(self, grids: dict[tuple[int, Grid], int], regions: list[Region]) -> tuple[float, ...]:
         """Smaller is better."""

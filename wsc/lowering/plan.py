@@ -55,7 +55,7 @@ def plan_stages(normal: Normal, roles: Roles) -> list[Stage]:
 def stage_key(weight: Weight) -> str:
     """The layer a weight belongs to: its path up to the first index, or its parent.
 
-    >>> stage_key(Weight("m.layers[3].attn.q.kernel", None, (), None)), stage_key(Weight("params.h_3.w", None, (), None))
+    >>> stage_key(Weight("m.layers[3].q.kernel", None, (), None)), stage_key(Weight("params.h_3.w", None, (), None))
     ('layers[3]', 'h_3')
     >>> stage_key(Weight("model.embed.embedding", None, (), None)), stage_key(Weight("p.blocks.w", 7, (), None))
     ('embed', 'blocks[7]')
@@ -226,7 +226,9 @@ def _signature(stage: Stage, roles: Roles, params: dict[tuple, tuple]) -> tuple:
             if isinstance(a, Literal):
                 refs.append(("literal", a.aval.str_short(), np.asarray(a.val).tobytes()))  # a scalar, all of them
             else:
-                refs.append(local.setdefault(a, (len(local), roles.of(a), a.aval.shape, jaxapi.dtype_name(a.aval.dtype))))
+                refs.append(
+                    local.setdefault(a, (len(local), roles.of(a), a.aval.shape, jaxapi.dtype_name(a.aval.dtype)))
+                )
         for v in eqn.outvars:
             local[v] = (len(local), roles.of(v), v.aval.shape, jaxapi.dtype_name(v.aval.dtype))
         key = eqn.primitive.name, id(eqn.params)  # equations of one traced function share theirs

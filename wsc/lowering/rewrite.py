@@ -164,7 +164,7 @@ class _Rewriter:
 
     def _product(self, eqn, atoms) -> list | None:
         """A product whose moving operand loses its factors, and takes what it sums over as it lies."""
-        contract, batch = eqn.params["dimension_numbers"]
+        contract, _ = eqn.params["dimension_numbers"]
         for side in (0, 1):
             other = atoms[1 - side]
             if isinstance(atoms[side], Literal) or atoms[side] in self.free:
@@ -275,7 +275,9 @@ class _Rewriter:
         first = len(batch[0]) + (0 if side == 0 else other)
         to = {d: i for i, d in enumerate(batch[side])} | {d: first + i for i, d in enumerate(free)}
         return [
-            _Factor(self._emit(eqn, _one_over, [f.value]) if f.divides else f.value, tuple(to[d] for d in f.dims), False)
+            _Factor(
+                self._emit(eqn, _one_over, [f.value]) if f.divides else f.value, tuple(to[d] for d in f.dims), False
+            )
             for f in factors
         ]
 

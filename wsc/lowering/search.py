@@ -1,6 +1,7 @@
 """Search: how to tile a stage onto a region. Greedy, with a beam over the ways in which its state may lie.
 
-The ways are tried where a stage is first met, and the best of them is kept for the other sizes of its region.
+The ways are tried where a stage is first met, and the best of them is kept for the other sizes of its region; for what
+is placed in the end, all of them are.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,8 @@ from wsc.lowering.memory import buffer_bytes, stored_bytes
 from wsc.lowering.plan import Stage
 from wsc.lowering.roles import Roles
 from wsc.lowering.strategy import WSC, Strategy
-from wsc.lowering.tile import TiledStage, tile_stage
+from wsc.lowering.tile import tile_stage
+from wsc.lowering.tiled import TiledStage
 from wsc.machine.wafer import Wafer
 
 NEAR = 8  # a tiling over by less than this part of the SRAM may yet be made to fit
@@ -29,33 +31,24 @@ class Planned:
     roles: Roles
     strategy: Strategy = WSC
     leader: "Planned | None" = None  # the program whose weights and state it shares: it decides how they lie
-    tiled: dict = field(default_factory=dict)  # (template, grid) -> TiledStage
-    shares: dict = field(default_factory=dict)  # number of a template -> Shares found best where it was first tiled
+    tiled: dict = field(default_factory=dict)  # (template, grid, quick) -> TiledStage
+    shares: dict = field(default_factory=dict)  # template -> Shares found best where it was first tiled
+    quick: bool = False  # a stage's state lies as was best where it was first tiled; else all ways are tried again
 
     def tile(self, i: int, grid: Grid, wafer: Wafer) -> TiledStage:
         """Stage i on a region of `grid` PEs."""
         stage = self.stages[i]
-        key = (stage.template_number, grid)
+        quick = self.leader.quick if self.leader else self.quick
+        key = (stage.template_number, grid, quick)
         if key not in self.tiled:
             if self.leader:
                 decided = self.leader.tile(i, grid, wafer)
                 self.tiled[key] = follow(stage, self.roles, grid, wafer, self.strategy, decided)
             else:
-                known = self.shares.get(stage.template_number)
-                found, shares = best_tiling(stage, self.roles, grid, wafer, self.strategy, known)
-                self.tiled[key] = found
-                self.shares.setdefault(stage.template_number, shares)
+                known = self.shares.get(stage.template_number) if quick else None
+                self.tiled[key], found = best_tiling(stage, self.roles, grid, wafer, self.strategy, known)
+                self.shares.setdefault(stage.template_number, found)
         return self.tiled[key]
-
-    def shares_as_rows(self) -> list[list[int]]:
-        """What was found, as plain values."""
-        return [[t, p, share] for t, shares in self.shares.items() for p, share in shares.items()]
-
-    def take_shares(self, rows: list[list[int]]) -> None:
-        """Go by what was found before: nothing else is tried."""
-        self.shares = {s.template_number: {} for s in self.stages}
-        for t, p, share in rows:
-            self.shares[t][p] = share
 
     def stored(self, i: int) -> int:
         """Bytes of weights and state of a stage, wherever they lie."""
@@ -64,9 +57,7 @@ class Planned:
         return weights + sum(jaxapi.nbytes(v.aval.shape, v.aval.dtype) for v in stage.states)
 
 
-def follow(
-    stage: Stage, roles: Roles, grid: Grid, wafer: Wafer, strategy: Strategy, decided: TiledStage
-) -> TiledStage:
+def follow(stage: Stage, roles: Roles, grid: Grid, wafer: Wafer, strategy: Strategy, decided: TiledStage) -> TiledStage:
     """A stage of a program whose weights and state lie as another's tiling `decided`."""
     states = {s.position: s.layout for s in decided.states}
     return tile_stage(stage, roles, grid, wafer, strategy, states, uses=decided.uses, apart=decided.apart)
@@ -80,7 +71,9 @@ def best_tiling(
     if not strategy.compiled:
         return plain, {}
     hints = find_hints(stage, roles, plain.ops)
-    made = ((v, at) for e, op in zip(stage.eqns, plain.ops, strict=True) for v, at in zip(e.outvars, op.outs, strict=True))
+    made = (
+        (v, at) for e, op in zip(stage.eqns, plain.ops, strict=True) for v, at in zip(e.outvars, op.outs, strict=True)
+    )
     if all(hints.get(v, at) == at for v, at in made):
         hinted = plain  # everything lies where it will be wanted as it is
     else:

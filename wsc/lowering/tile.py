@@ -4,10 +4,8 @@ Data flows forward: each rule is asked where its operands must lie, and steps ar
 Weights, constants and control lie as their users want them: their layouts are pulled backwards afterwards.
 """
 
-import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -15,9 +13,10 @@ import numpy as np
 
 from wsc.errors import UnsupportedError
 from wsc.lowering import jaxapi
+from wsc.lowering.fuse import fuse
 from wsc.lowering.jaxapi import Literal
-from wsc.lowering.fuse import together
-from wsc.lowering.layout import Grid, Layout, choose_all_reduce, relayout, whole
+from wsc.lowering.layout import Grid, Layout, relayout, whole
+from wsc.lowering.memory import lifetimes
 from wsc.lowering.plan import Stage
 from wsc.lowering.roles import Roles
 from wsc.lowering.rules import RULES, Op, Operand, Where
@@ -25,75 +24,12 @@ from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR
 from wsc.lowering.rules.flexible import VIEWS, pull
 from wsc.lowering.rules.registry import default_layout, vector
 from wsc.lowering.strategy import WSC, Strategy
-from wsc.machine.colors import colors_needed
-from wsc.machine.cost import Cost, cost
-from wsc.machine.steps import AllReduce, Compute, Multicast, Shift, Step
+from wsc.lowering.tiled import Stored, TiledOp, TiledStage
+from wsc.machine.steps import Compute, Multicast, Shift, Step
 from wsc.machine.wafer import Wafer
-
 
 NOTHING: Mapping = MappingProxyType({})
 _KEEP = ("dot_general", "gather")  # what decides how a weight lies
-
-
-@dataclass(frozen=True)
-class TiledOp:
-    """One equation on a region. `control` ops depend on no activation and run before the stage's input arrives."""
-
-    ins: tuple[Layout | None, ...]
-    outs: tuple[Layout | None, ...]
-    steps: tuple[Step, ...]
-    control: bool = False
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One array kept on the PEs of a region: `nbytes` of it on each PE that holds any."""
-
-    position: int  # in the stage's list of weights or states
-    layout: Layout
-    shape: tuple[int, ...]
-    dtype: Any
-
-    def tile_bytes(self, align: int) -> int:
-        return -(-jaxapi.nbytes(self.layout.local(self.shape), self.dtype) // align) * align
-
-
-@dataclass
-class TiledStage:
-    """A stage tiled for one region size; shared by all stages of the same template."""
-
-    grid: Grid
-    wafer: Wafer
-    ops: list[TiledOp]
-    weights: list[Stored]
-    states: list[Stored]
-    buffers: list[tuple[int, int, int]] = field(default_factory=list)  # (bytes, first use, last use) by op position
-    apart: bool = True  # products keep second accumulators
-    hinted: bool = False  # values were laid where they will be wanted
-    peak_bytes: int | None = None  # that the buffers take together, once it is known
-    uses: dict = field(default_factory=dict)  # (weight by position, shape it is seen in) -> layout in a product
-
-    @cached_property
-    def colors(self) -> int:
-        """Colors that the communication of the stage takes."""
-        return colors_needed((s for op in self.ops for s in op.steps), self.wafer)
-
-    @cached_property
-    def kept_bytes(self) -> int:
-        """Weights and state, a PE."""
-        return sum(s.tile_bytes(self.wafer.align_bytes) for s in (*self.weights, *self.states))
-
-    @cached_property
-    def twin_bytes(self) -> int:
-        """The second accumulators that products keep in another bank, a PE: those of the largest."""
-        pairs = [p for op in self.ops for p in itertools.pairwise(op.steps) if all(isinstance(s, Compute) for s in p)]
-        twins = [b.length * b.itemsize for a, b in pairs if a.kind == "fmac" and a.maps and not a.conflict]
-        return -(-max(twins, default=0) // self.wafer.align_bytes) * self.wafer.align_bytes
-
-    @cached_property
-    def data_cost(self) -> Cost:
-        """On the critical path: from the stage's input to its output."""
-        return sum((cost(s, self.wafer) for op in self.ops if not op.control for s in op.steps), Cost())
 
 
 def tile_stage(
@@ -110,7 +46,9 @@ def tile_stage(
     tiled = _Tiler(stage, roles, Where(grid, wafer, strategy, apart), states, hints, uses).run()
     while tiled.colors > wafer.colors and budget > 1:
         budget -= 1
-        tiled = _Tiler(stage, roles, Where(grid, replace(wafer, colors=budget), strategy, apart), states, hints, uses).run()
+        tiled = _Tiler(
+            stage, roles, Where(grid, replace(wafer, colors=budget), strategy, apart), states, hints, uses
+        ).run()
         tiled.wafer = wafer
     return tiled
 
@@ -118,7 +56,9 @@ def tile_stage(
 class _Tiler:
     def __init__(self, stage: Stage, roles: Roles, where: Where, states, hints, uses):
         self.stage, self.roles, self.where, self.hints = stage, roles, where, hints
-        self.at: dict[Any, Layout] = {stage.states[p]: at for p, at in states.items()}  # where activations and state lie
+        self.at: dict[Any, Layout] = {
+            stage.states[p]: at for p, at in states.items()
+        }  # where activations and state lie
         self.wanted: dict[Any, dict[Layout, None]] = {}  # the layouts that users want of flexible values
         self.came: dict[tuple, int] = {}  # (value, layout) already brought about, in order, and the bytes it takes
         self.decided, self.uses = uses, {}
@@ -140,15 +80,25 @@ class _Tiler:
             if not self.stage.data[n]:
                 self.ops[n] = self._flexible_op(self.stage.eqns[n])
         ops = [op for op in self.ops if op is not None]
-        self._fuse(ops)
+        ops = fuse(self.stage, self.roles, ops, self.where.wafer, self.where.strategy)
         self._lay_exports(ops)
         weights = [s for p, v in enumerate(self.stage.weights) for s in self._stored(p, v)]
         states = [
             Stored(p, self.at.get(v) or default_layout(v.aval.shape, self.where), v.aval.shape, v.aval.dtype)
             for p, v in enumerate(self.stage.states)
         ]
-        tiled = TiledStage(self.where.grid, self.where.wafer, ops, weights, states, apart=self.where.apart, hinted=bool(self.hints), uses=self.uses)
-        tiled.buffers = self._buffers()
+        tiled = TiledStage(
+            self.where.grid,
+            self.where.wafer,
+            ops,
+            weights,
+            states,
+            apart=self.where.apart,
+            hinted=bool(self.hints),
+            uses=self.uses,
+        )
+        sizes = lambda v: [self._bytes(v, at) for at in self._layouts(v)]  # noqa: E731
+        tiled.buffers = lifetimes(self.stage, self.roles, sizes, self.came)
         return tiled
 
     def _data_op(self, eqn) -> TiledOp:
@@ -238,39 +188,6 @@ class _Tiler:
         outs = tuple(next(iter(self.wanted.get(v, {None: None}))) for v in eqn.outvars)
         return TiledOp(tuple(None for _ in eqn.invars), outs, tuple(steps), control)
 
-    def _fuse(self, ops: list[TiledOp]) -> None:
-        """Sums over the same lines of PEs that do not wait for one another go together, one behind the other, such as
-        those of Q, K and V and of the norm before them. Products of one operand with several weights are one product:
-        every instruction works through the rows of all of them."""
-        wafer, strategy = self.where.wafer, self.where.strategy
-        for members in together(self.stage.eqns, ops, self.stage.data):
-            sums = [ops[n].steps[i] for n, i in members]
-            total = sum(s.wavelets for s in sums)
-            algorithm, shape = choose_all_reduce(sums[0].pes, total, sums[0].span, wafer, strategy)
-            ahead = 0
-            for (n, i), s in zip(members, sums, strict=True):
-                fused = replace(s, algorithm=algorithm, shape=shape, after=ahead)
-                ops[n] = replace(ops[n], steps=(*ops[n].steps[:i], fused, *ops[n].steps[i + 1 :]))
-                ahead += s.wavelets
-        worked: dict[tuple, int] = {}
-        for n, (eqn, op) in enumerate(zip(self.stage.eqns, ops, strict=True)):
-            for i, s in enumerate(op.steps):
-                if isinstance(s, Compute) and (key := self._shared_operand(eqn, op, s)):
-                    fused = replace(s, after=worked.get(key, 0))
-                    ops[n] = replace(op, steps=(*op.steps[:i], fused, *op.steps[i + 1 :]))
-                    worked[key] = fused.after + s.length
-
-    def _shared_operand(self, eqn, op: TiledOp, step: Compute) -> tuple | None:
-        """What products must have in common to be worked through by the same instructions: these run along a weight,
-        once for every element of the moving operand."""
-        if eqn.primitive.name != "dot_general" or not step.maps or not self.where.strategy.compiled:
-            return None
-        moving = [(a, at) for a, at in zip(eqn.invars, op.ins, strict=True) if not self.roles.flexible(a)]
-        if len(moving) != 1:
-            return None
-        ((atom, at),) = moving
-        return (atom, at, step.calls, step.maps, step.conflict) if step.calls == at.size(atom.aval.shape) else None
-
     def _lay_exports(self, ops: list[TiledOp]) -> None:
         """What leaves the stage is brought into the layout in which the next one expects it."""
         maker = {v: n for n, e in enumerate(self.stage.eqns) for v in e.outvars}
@@ -285,44 +202,6 @@ class _Tiler:
         shape = tuple(v.aval.shape)
         layouts = self.wanted.get(v) or {default_layout(shape, self.where): None}
         return [Stored(position, layout, shape, v.aval.dtype) for layout in layouts]
-
-    def _buffers(self) -> list[tuple[int, int, int]]:
-        """Bytes a PE of every value computed in the stage, from the op that makes it to the last that reads it. Renames
-        share their operand's bytes; state is updated in place, and so is what an element-wise op reads last."""
-        root: dict = {}
-        last: dict = {}
-        first = dict.fromkeys(self.stage.entries, 0)
-        for n, eqn in enumerate(self.stage.eqns):
-            operands = [root.get(a, a) for a in eqn.invars if not isinstance(a, Literal)]
-            last.update((a, n) for a in operands)
-            for v in eqn.outvars:
-                same = eqn.primitive.name in VIEWS or self.roles.of(v) == "state"
-                if same and operands:
-                    root[v] = operands[0]
-                elif self.stage.data[n] or self.roles.of(v) == "control":
-                    first[v] = n
-                last[root.get(v, v)] = n
-        end = len(self.stage.eqns)
-        last.update((root.get(v, v), end) for v in (*self.stage.exports, *self.stage.results))
-        sizes = {v: [self._bytes(v, at) for at in self._layouts(v)] for v in first}
-        home: dict = {}  # value -> the one whose place it takes
-        for n, eqn in enumerate(self.stage.eqns):
-            if self.stage.data[n] and eqn.primitive.name in VECTOR and eqn.outvars[0] in first:
-                v, operands = eqn.outvars[0], [root.get(a, a) for a in eqn.invars if not isinstance(a, Literal)]
-                for a in operands:
-                    if last.get(a) == n and sizes.get(a) == sizes[v] and a not in self.stage.states:
-                        home[v] = home.get(a, a)
-                        break
-        spans: dict = {}
-        for v, n in first.items():
-            at = home.get(v, v)
-            begin, until = spans.get(at, (n, n))
-            spans[at] = min(begin, n), max(until, last.get(v, n))
-        found = [(nbytes, *spans[v]) for v in first if v in spans for nbytes in sizes[v]]
-        for (v, layout), nbytes in self.came.items():  # copies brought into another layout for one op
-            users = [n for n, e in enumerate(self.stage.eqns) if v in e.invars]
-            found.append((nbytes, min(users), max(users)))
-        return found
 
     def _layouts(self, v) -> list[Layout]:
         return [self.at[v]] if v in self.at else list(self.wanted.get(v, ()))

@@ -35,7 +35,16 @@ def tile_product(
     else:
         orders = [(n, m, k), (n, k, m), (m, k, n), (m, n, k)]
     steps = [
-        Compute("fmac", batch * loop * mapped, length, itemsize, flops, pes, maps=batch * loop, conflict=0.0 if apart else 1.0)
+        Compute(
+            "fmac",
+            batch * loop * mapped,
+            length,
+            itemsize,
+            flops,
+            pes,
+            maps=batch * loop,
+            conflict=0.0 if apart else 1.0,
+        )
         for length, loop, mapped in orders
     ]
     return min(steps, key=lambda step: cost(step, wafer).cycles)

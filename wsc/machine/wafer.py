@@ -49,8 +49,8 @@ class Wafer:
         4096,
         "B/PE",
         "fitted",
-        "code and runtime: the most, in KB, beside which Llama 3.1-70B in 16 bits fits four wafers, as it is served; its "
-        "weights leave 9.2 KB for all else. A decode program written by hand takes about 14.5 KB on WSE-2",
+        "code and runtime: the most whole KB beside which Llama 3.1-70B in 16 bits fits four wafers, as it is served; "
+        "its weights leave 9.2 KB for all else. A decode program written by hand takes about 14.5 KB on WSE-2",
         (4096, 14848),
     )
     align_bytes: int = number(8, "B", "derived", "the 64-bit SRAM port: tiles start and end on it")
@@ -225,7 +225,8 @@ MOST = 1_000_000  # of anything that is counted
 _WORDS = ("name", "defects")  # no numbers
 _BY_DEFECTS = ("rows", "columns", "hop_cycles", "deliver_cycles", "hop_joules_per_bit")  # which dead PEs change
 _COUNTS = (
-    "columns", "rows", "sram_bytes", "sram_banks", "code_bytes", "align_bytes", "wavelet_bytes", "colors", "switch_positions"
+    "columns", "rows", "sram_bytes", "sram_banks", "code_bytes", "align_bytes", "wavelet_bytes", "colors",
+    "switch_positions",
 )  # fmt: skip
 
 

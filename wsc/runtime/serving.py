@@ -89,7 +89,7 @@ class Room:
     context: int  # tokens of each user
     chunk: int  # tokens that the prefill program beside takes at a time
     users: int  # whose caches fit on the PEs of every stage, beside code, weights and the buffers of both programs
-    decode_only: int  # the same beside the buffers of decode alone, as compiled with prefill_chunk=1
+    decode_only: int  # the same beside the buffers of decode alone: prompts go through decode
     pooled: int  # as `users`, if caches might lie on any PE as bare bytes, on PEs outside of regions too
     by_bytes: int  # if all usable SRAM held nothing but the weights, once, and caches: no code, buffers or copies
     flat: int  # users up to which the stages are not full: each is served as if alone
@@ -139,29 +139,21 @@ class Capacity(Printed):
         return {"conditions": self.conditions, "batch": self.batch, "rows": rows}
 
     def __rich__(self) -> Table:
-        table = Table(title=f"Users by context, modelled, on the regions of: {self.conditions}")
-        names = (
-            "context",
-            "prefill chunk",
-            "users",
-            "decode only",
-            "pooled",
-            "by bytes",
-            "tokens/s, one",
-            "tokens/s, all",
-        )
+        table = Table(title=f"Users by context and their tokens/s, modelled, on the regions of: {self.conditions}")
+        names = "context", "users", "decode\nonly", "pooled", "by\nbytes", "of one", "flat\nto", "of\neach", "of all"
         for name in names:
             table.add_column(name, justify="right")
-        table.add_column("speed of each")
         for r in self.rows:
             counts = (f"{n:,}" for n in (r.users, r.decode_only, r.pooled, r.by_bytes))
-            rates = (f"{n:,.0f}" if r.users else "-" for n in (r.tokens_per_second, r.throughput))
-            table.add_row(f"{r.context:,}", f"{r.chunk or '-'}", *counts, *rates, r.words)
+            rates = (r.tokens_per_second, min(r.users, r.flat), r.at_capacity, r.throughput)
+            table.add_row(f"{r.context:,}", *counts, *(f"{n:,.0f}" if r.users else "-" for n in rates))
+        chunks = ", ".join(f"{r.chunk}" for r in self.rows)
         table.caption = (
-            "users: caches fit beside code, weights and buffers on the PEs of every stage. decode only: without room "
-            "for a prefill program, prompts read by decode. pooled: as users, were all free SRAM one, outside of the "
-            "regions too. by bytes: all usable SRAM less the weights, no code or buffers: how such figures are mostly "
-            "derived, and never reached"
+            "users: caches fit beside code, weights and buffers on the PEs of every stage, those of prefill too, in "
+            f"chunks of {chunks} by row. decode only: no room for prefill, prompts go through decode. pooled: as "
+            "users, were all free SRAM one, outside of regions too. by bytes: all usable SRAM less the weights, no "
+            "code or buffers: how such figures are mostly derived, and never reached. Tokens/s of one user alone, the "
+            "same up to so many users; of each and of all, when all users are served"
         )
         return table
 
@@ -210,8 +202,6 @@ def _room(exe: LanguageModel, context: int) -> Room:
 
 def _programs(exe: LanguageModel, context: int) -> tuple[Program, Program, int]:
     """Decode for a context without prefill, and beside it, with the chunk of that prefill."""
-    if context == exe.context and exe.chunk == 1:
-        return exe.program, exe.program, 1
     programs, chunk = exe.again(exe, context), min(exe.chunk, context)
     (alone,) = programs(1)
     if context == exe.context:

@@ -35,7 +35,9 @@ def dot_rule(op: Op, where: Where) -> Lowered:
         return _exchanged(op, stays, k_still, k_moving, free_still, free_moving, where)
     if still.layout is None:
         wanted = _wanted(op.hint, stays, b_still, free_still, free_moving)
-        still_at, moving_at = _lay_weight(still, moving, k_still, k_moving, b_still, b_moving, free_still, wanted, where)
+        still_at, moving_at = _lay_weight(
+            still, moving, k_still, k_moving, b_still, b_moving, free_still, wanted, where
+        )
     else:
         still_at = still.layout
         moving_at = _come_to(still_at, moving, k_still, k_moving, b_still, b_moving, free_moving)
@@ -56,8 +58,12 @@ def dot_rule(op: Op, where: Where) -> Lowered:
     itemsize = max(still.itemsize, moving.itemsize)
     steps: list[Step] = [kernels.tile_product(m, k, n, itemsize, where.wafer, pes, flops, batched)]
     if where.strategy.compiled and where.apart:
-        steps = _apart(steps[0], kernels.tile_product(m, k, n, itemsize, where.wafer, pes, flops, batched, apart=True),
-                       vector(out_at, out_shape, op.out_itemsizes[0], where, flops=0), where)
+        steps = _apart(
+            steps[0],
+            kernels.tile_product(m, k, n, itemsize, where.wafer, pes, flops, batched, apart=True),
+            vector(out_at, out_shape, op.out_itemsizes[0], where, flops=0),
+            where,
+        )
     for axis in "xy":
         size = out_at.size(out_shape)
         added = all_reduce(still_at, k_still, axis, size, op.out_itemsizes[0], where.grid, where.wafer, where.strategy)

@@ -102,4 +102,6 @@ def vector(
     alone is a scalar in a register: no loop is set up for it."""
     pes = min(where.grid.pes, layout.parts.pes * layout.copies(where.grid))
     length = layout.size(shape)
-    return Compute(kind, calls, length, itemsize, flops * math.prod(shape), pes, bare=length == 1, straight=where.strategy.compiled)
+    return Compute(
+        kind, calls, length, itemsize, flops * math.prod(shape), pes, bare=length == 1, straight=where.strategy.compiled
+    )

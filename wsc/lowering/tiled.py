@@ -1,0 +1,78 @@
+"""What tiling makes: values that say how a stage lies on a region of one size, and what it takes there."""
+
+import itertools
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from wsc.layout import Grid, Layout
+from wsc.lowering import jaxapi
+from wsc.machine.colors import colors_needed
+from wsc.machine.cost import Cost, cost
+from wsc.machine.steps import Compute, Step
+from wsc.machine.wafer import Wafer
+
+
+@dataclass(frozen=True)
+class TiledOp:
+    """One equation on a region. `control` ops depend on no activation and run before the stage's input arrives."""
+
+    ins: tuple[Layout | None, ...]
+    outs: tuple[Layout | None, ...]
+    steps: tuple[Step, ...]
+    control: bool = False
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One array kept on the PEs of a region: `nbytes` of it on each PE that holds any."""
+
+    position: int  # in the stage's list of weights or states
+    layout: Layout
+    shape: tuple[int, ...]
+    dtype: Any
+
+    def tile_bytes(self, align: int) -> int:
+        return -(-jaxapi.nbytes(self.layout.local(self.shape), self.dtype) // align) * align
+
+
+@dataclass
+class TiledStage:
+    """A stage tiled for one region size; shared by all stages of the same template."""
+
+    grid: Grid
+    wafer: Wafer
+    ops: list[TiledOp]
+    weights: list[Stored]
+    states: list[Stored]
+    buffers: list[tuple[int, int, int]] = field(default_factory=list)  # (bytes, first use, last use) by op position
+    apart: bool = True  # products keep second accumulators
+    hinted: bool = False  # values were laid where they will be wanted
+    peak_bytes: int | None = None  # that the buffers take together, once it is known
+    uses: dict = field(default_factory=dict)  # (weight by position, shape it is seen in) -> layout in a product
+
+    @cached_property
+    def colors(self) -> int:
+        """Colors that the communication of the stage takes."""
+        return colors_needed((s for op in self.ops for s in op.steps), self.wafer)
+
+    @cached_property
+    def kept_bytes(self) -> int:
+        """Weights and state, a PE."""
+        return sum(s.tile_bytes(self.wafer.align_bytes) for s in (*self.weights, *self.states))
+
+    @cached_property
+    def twin_bytes(self) -> int:
+        """The second accumulators that products keep in another bank, a PE: those of the largest."""
+        twins = [
+            b.length * b.itemsize
+            for op in self.ops
+            for a, b in itertools.pairwise(op.steps)
+            if isinstance(a, Compute) and isinstance(b, Compute) and a.kind == "fmac" and a.maps and not a.conflict
+        ]
+        return -(-max(twins, default=0) // self.wafer.align_bytes) * self.wafer.align_bytes
+
+    @cached_property
+    def data_cost(self) -> Cost:
+        """On the critical path: from the stage's input to its output."""
+        return sum((cost(s, self.wafer) for op in self.ops if not op.control for s in op.steps), Cost())
