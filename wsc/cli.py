@@ -150,7 +150,7 @@ def plan(
     dead: Dead = None,
     seed: Seed = 0,
     weights: Weights = "model",
-    against_waferllm: Annotated[bool, typer.Option(help="one layer as WaferLLM maps it, too")] = False,
+    against_waferllm: Annotated[bool, typer.Option("--against-waferllm", help="a layer of WaferLLM's too")] = False,
     as_json: Json = False,
 ) -> None:
     """Place a model without its weights: where it lies, how fast it is, how many it serves, how far from the least."""
