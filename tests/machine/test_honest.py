@@ -74,7 +74,7 @@ MORE = (
 
 
 def seconds(step, wafer) -> float:
-    """Of a fused step, with what goes before it: alone it is the difference of two times, which may grow as both fall."""
+    """Of a fused step, with what goes before it: alone it is a difference of two times, which may grow as both fall."""
     if ahead := getattr(step, "after", 0):
         amount = "wavelets" if isinstance(step, AllReduce) else "length"
         step = dataclasses.replace(step, after=0, **{amount: ahead + getattr(step, amount)})

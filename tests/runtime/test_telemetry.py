@@ -111,7 +111,7 @@ def test_twice_the_layers_take_twice_as_long():
     found = {}
     for layers in (1, 2, 4):
         model = Llama.abstract(LlamaConfig(num_hidden_layers=layers, **config))
-        exe = wsc.compile(model, context=64, prefill_chunk=4, wafer=small(30, 30, 32768))
+        exe = wsc.compile(model, context=64, prefill_chunk=4, wafer=small(40, 40, 32768))
         found[layers] = exe.cost_analysis()
     flops = [found[n]["flops"] for n in (1, 2, 4)]
     assert flops[2] - flops[1] == pytest.approx(2 * (flops[1] - flops[0]), rel=1e-3)

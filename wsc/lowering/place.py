@@ -111,6 +111,7 @@ class _Placer:
         """The best placement, and which of the other programs it was made for: the first that fits beside the leader
         in any region sizes looked at. The best few are tiled again with more care."""
         found = sorted(self._candidates(wafers), key=lambda c: c.rank)
+        best: list[tuple[Candidate, int]] = []
         for which in range(max(1, len(self.others))):
             programs = [self.leader, *([self.others[which]] if self.others else [])]
             settled: list[Candidate] = []
@@ -119,14 +120,15 @@ class _Placer:
                     settled += self._settled(candidate, programs)
                 if len(settled) == BEAM:
                     break
-            if settled:
-                return min(settled, key=lambda c: c.rank), which
-        return None
+            best += [(c, which) for c in settled]
+            if settled and self.goal.objective != "users":  # for users a smaller one may leave more room
+                break
+        return min(best, key=lambda f: f[0].rank, default=None)
 
     def _settled(self, candidate: Candidate, programs: list[Planned]) -> list[Candidate]:
         """The candidate with stages tiled as they are in the end, if it still fits."""
         self.leader.quick = False
-        found = self._candidate(candidate.shelves, candidate.wafers)
+        found = self._candidate(candidate.shelves, candidate.wafers, programs)
         holds = found is not None and self._hold_all(found, programs)
         self.leader.quick = True
         return [found] if found is not None and holds else []
@@ -232,6 +234,8 @@ class _Placer:
         for i in self.count:
             for across in (1, 2, 3, 4) if i == self.layer else (1,):
                 width = int(self.wafer.columns) // across
+                if width == 0:
+                    continue
                 low = math.ceil(self.least[i] / width)
                 heights = range(low, low + 2 + low // 6)
                 n = bisect.bisect_left(heights, True, key=lambda h: self._holds(i, Grid(h, width), least))
@@ -239,7 +243,9 @@ class _Placer:
                     found.append(Shelf(heights[n], {i: width}))
         return tuple(found)
 
-    def _candidate(self, shelves: tuple[Shelf, ...], wafers: int) -> Candidate | None:
+    def _candidate(
+        self, shelves: tuple[Shelf, ...], wafers: int, programs: list[Planned] | None = None
+    ) -> Candidate | None:
         regions = self._pack(shelves, wafers)
         if regions is None:
             return None
@@ -248,24 +254,25 @@ class _Placer:
             grids[key] = grids.get(key, 0) + 1
         if not all(self._holds(i, grid, [self.leader]) for i, grid in grids):
             return None
-        return Candidate(self._rank(grids, regions), shelves, tuple(regions), wafers)
+        return Candidate(self._rank(grids, programs or [self.leader]), shelves, tuple(regions), wafers)
 
-    def _rank(self, grids: dict[tuple[int, Grid], int], regions: list[Region]) -> tuple[float, ...]:
+    def _rank(self, grids: dict[tuple[int, Grid], int], programs: list[Planned]) -> tuple[float, ...]:
         """Smaller is better."""
         cycles = sum(self._cycles(i, grid) * n for (i, grid), n in grids.items())
         if self.goal.objective == "throughput":
             return max(self._cycles(i, grid) for i, grid in grids), cycles
         if self.goal.objective == "users":
-            rooms = [self._rooms(i, grid) for i, grid in grids]
+            rooms = [self._rooms(i, grid, programs) for i, grid in grids]
             too_slow = cycles * self.goal.speed > self.wafer.clock_hz
-            return float(too_slow), cycles * too_slow, -min(rooms), cycles
+            return float(too_slow), cycles * too_slow, -float(min(rooms) // 1), cycles
         return (cycles,)
 
-    def _rooms(self, i: int, grid: Grid) -> float:
+    def _rooms(self, i: int, grid: Grid, programs: list[Planned]) -> float:
         """How often the state of a stage fits into what its region has left."""
         tiled = self.leader.tile(i, grid, self.wafer)
         state = state_bytes(tiled)
-        left = self.wafer.sram_bytes - stored_bytes(tiled) - buffer_bytes(tiled)
+        buffers = max(buffer_bytes(p.tile(i, grid, self.wafer)) for p in programs)
+        left = self.wafer.sram_bytes - stored_bytes(tiled) - buffers
         return left / state if state else math.inf
 
     def _pack(self, shelves: tuple[Shelf, ...], wafers: int) -> list[Region] | None:

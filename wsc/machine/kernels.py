@@ -32,6 +32,8 @@ def tile_product(
     of the operand finds one of them in another bank than its own."""
     if along is not None:
         orders = [(m, k, n)] if along == "m" else [(n, m, k)]
+    elif apart:  # one accumulator at a time is summed to its end
+        orders = [(n, m, k), (m, n, k)]
     else:
         orders = [(n, m, k), (n, k, m), (m, k, n), (m, n, k)]
     steps = [

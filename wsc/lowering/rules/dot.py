@@ -8,10 +8,10 @@ is then stored the other way round, so no transpose ever moves.
 import math
 
 from wsc.lowering.layout import Layout, all_reduce, fill, lay, nest, shared_out, whole
-from wsc.lowering.rules.registry import Lowered, Op, Operand, Where, rule, vector
+from wsc.lowering.rules.registry import Lowered, Op, Operand, Where, rule
 from wsc.machine import kernels
 from wsc.machine.cost import cost
-from wsc.machine.steps import Step
+from wsc.machine.steps import Compute, Step
 
 _STAYS = {"weight": 3, "state": 2, "constant": 1, "activation": 0, "control": 0}
 
@@ -56,14 +56,13 @@ def dot_rule(op: Op, where: Where) -> Lowered:
     flops = 2 * math.prod(out_shape) * math.prod(still.shape[d] for d in k_still)
     pes = min(where.grid.pes, still_at.parts.pes * still_at.copies(where.grid))
     itemsize = max(still.itemsize, moving.itemsize)
-    steps: list[Step] = [kernels.tile_product(m, k, n, itemsize, where.wafer, pes, flops, batched)]
-    if where.strategy.compiled and where.apart:
-        steps = _apart(
-            steps[0],
-            kernels.tile_product(m, k, n, itemsize, where.wafer, pes, flops, batched, apart=True),
-            vector(out_at, out_shape, op.out_itemsizes[0], where, flops=0),
-            where,
-        )
+    products = [
+        kernels.tile_product(m, k, n, itemsize, where.wafer, pes, flops, batched, apart=apart)
+        for apart in (False, True)[: 1 + (where.strategy.compiled and where.apart)]
+    ]
+    steps: list[Step] = [products[0]]
+    if len(products) > 1:
+        steps = _apart(products[0], products[1], batched * m * n, op.out_itemsizes[0], where)
     for axis in "xy":
         size = out_at.size(out_shape)
         added = all_reduce(still_at, k_still, axis, size, op.out_itemsizes[0], where.grid, where.wafer, where.strategy)
@@ -74,8 +73,9 @@ def dot_rule(op: Op, where: Where) -> Lowered:
     return Lowered(ins, (out_at,), tuple(steps))
 
 
-def _apart(plain: Step, apart: Step, add: Step, where: Where) -> list[Step]:
-    """With accumulators in two banks the sums of both are added at the end, where that is cheaper."""
+def _apart(plain: Compute, apart: Compute, results: int, itemsize: int, where: Where) -> list[Step]:
+    """With accumulators in two banks the sums of both are added when they are done, where that is cheaper."""
+    add = Compute("vector", results // apart.length, apart.length, itemsize, 0, apart.instances, straight=True)
     both = cost(apart, where.wafer).cycles + cost(add, where.wafer).cycles
     return [apart, add] if both < cost(plain, where.wafer).cycles else [plain]
 
