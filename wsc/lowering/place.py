@@ -249,16 +249,18 @@ class _Placer:
         regions = self._pack(shelves, wafers)
         if regions is None:
             return None
-        grids: dict[tuple[int, Grid], int] = {}
-        for key in ((k, r.grid) for k, r in zip(self.kinds, regions, strict=True)):
-            grids[key] = grids.get(key, 0) + 1
+        grids = dict.fromkeys((k, r.grid) for k, r in zip(self.kinds, regions, strict=True))
         if not all(self._holds(i, grid, [self.leader]) for i, grid in grids):
             return None
-        return Candidate(self._rank(grids, programs or [self.leader]), shelves, tuple(regions), wafers)
+        return Candidate(self._rank(regions, programs or [self.leader]), shelves, tuple(regions), wafers)
 
-    def _rank(self, grids: dict[tuple[int, Grid], int], programs: list[Planned]) -> tuple[float, ...]:
+    def _rank(self, regions: list[Region], programs: list[Planned]) -> tuple[float, ...]:
         """Smaller is better."""
-        cycles = sum(self._cycles(i, grid) * n for (i, grid), n in grids.items())
+        grids = dict.fromkeys((k, r.grid) for k, r in zip(self.kinds, regions, strict=True))
+        tiled = {key: self.leader.tile(*key, self.wafer) for key in grids}
+        cycles = 0.0
+        for key in ((k, r.grid) for k, r in zip(self.kinds, regions, strict=True)):
+            cycles = max(cycles, tiled[key].control_cycles) + float(tiled[key].data_cost.cycles)
         if self.goal.objective == "throughput":
             return max(self._cycles(i, grid) for i, grid in grids), cycles
         if self.goal.objective == "users":

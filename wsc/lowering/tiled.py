@@ -73,6 +73,11 @@ class TiledStage:
         return -(-max(twins, default=0) // self.wafer.align_bytes) * self.wafer.align_bytes
 
     @cached_property
+    def control_cycles(self) -> float:
+        """What depends on no activation, and is worked out before the stage's input arrives."""
+        return float(sum(cost(s, self.wafer).cycles for op in self.ops if op.control for s in op.steps))
+
+    @cached_property
     def data_cost(self) -> Cost:
         """On the critical path: from the stage's input to its output."""
         return sum((cost(s, self.wafer) for op in self.ops if not op.control for s in op.steps), Cost())
