@@ -198,7 +198,7 @@ def test_the_same_program_on_better_hardware(tiny, name):
 
 def test_ideal_cycles_of_a_program(tiny):
     found = tiny.cost_analysis()
-    assert 0 < found["cycles_ideal"] <= found["cycles"]
+    assert 0 < found["cycles_ideal"] <= found["cycles"] * (1 + 1e-9)
 
 
 ASK = {
