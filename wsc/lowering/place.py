@@ -22,6 +22,17 @@ MAX_WAFERS = 512
 CROWDED = 0.4  # of the PEs needed at least: then packing decides on sizes
 FULL = 0.7  # then shelves of other heights are looked at
 BEAM = 3  # of the best candidates, tiled again with more care
+NEAR = tuple((a, b) for a in (-1, 0, 1) for b in (-1, 0, 1))  # sizes next to one, of height and width
+FARTHER = (
+    (-4, 0),
+    (-3, 0),
+    (-2, 0),
+    (2, 0),
+    (3, 0),
+    (4, 0),
+    (0, -2),
+    (0, 2),
+)  # looked at where none of those is better
 OBJECTIVES = ("latency", "throughput", "users", "wafers")
 
 
@@ -159,13 +170,15 @@ class _Placer:
         for h, w in self._starts(heights, widths, wafers):
             rank(h, w)
         for h, w in sorted(seen, key=lambda p: rank(*p))[:2]:
-            while True:
-                near = [(h + a, w + b) for a in (-1, 0, 1) for b in (-1, 0, 1)]
-                near = [(a, b) for a, b in near if 0 <= a < len(heights) and 0 <= b < len(widths)]
-                a, b = min(near, key=lambda p: rank(*p), default=(h, w))
-                if rank(a, b) >= rank(h, w):
-                    break
-                h, w = a, b
+            better = True
+            while better:
+                for steps in (NEAR, FARTHER):
+                    found = [(h + a, w + b) for a, b in steps if 0 <= h + a < len(heights) and 0 <= w + b < len(widths)]
+                    a, b = min(found, key=lambda p: rank(*p), default=(h, w))
+                    better = rank(a, b) < rank(h, w)
+                    if better:
+                        h, w = a, b
+                        break
         alone = self._candidate(self._fillers, wafers) if self.needed > FULL * self.wafer.pes * wafers else None
         return [c for c in (*seen.values(), alone) if c is not None]
 
@@ -202,25 +215,53 @@ class _Placer:
                 return None
         if not self._holds(self.layer, Grid(height, width), [self.leader]):
             return None
+        options: dict[int, list[tuple[int, float]]] = {}
         for i in self.count:
             if i != self.layer:
-                wider = self._widest(i, chosen, shelves, wafers)
-                if wider is None and len(shelves) == 1:
+                options[i] = self._widths(i, height, chosen[i])
+                if options[i]:
+                    chosen[i] = options[i][0][0]
+                elif len(shelves) == 1:
                     return None
-                chosen = {k: w for k, w in (chosen | {i: wider}).items() if w is not None}
-        return self._candidate((Shelf(height, chosen), *shelves[1:]), wafers)
+                else:
+                    del chosen[i]
+        return self._candidate((Shelf(height, self._widened(chosen, options, shelves, wafers)), *shelves[1:]), wafers)
 
-    def _widest(self, i: int, chosen: dict[int, int], shelves: tuple[Shelf, ...], wafers: int) -> int | None:
-        """The best width of a stage among those that still let everything fit; None when there is none."""
-        best: tuple[float, int] | None = None
-        height, columns = shelves[0].height, int(self.wafer.columns)
-        for width in sorted({min(columns, math.ceil(chosen[i] * f)) for f in (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0)}):
-            if self._pack((Shelf(height, chosen | {i: width}), *shelves[1:]), wafers) is None:
-                break
+    def _widths(self, i: int, height: int, narrowest: int) -> list[tuple[int, float]]:
+        """(width, cycles) of a stage at this height, each wider one with fewer cycles than those before."""
+        columns, found = int(self.wafer.columns), []
+        for width in sorted({min(columns, math.ceil(narrowest * f)) for f in (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0)}):
             if self._holds(i, Grid(height, width), self._both):
                 cycles = self._cycles(i, Grid(height, width))
-                best = min(best or (math.inf, 0), (cycles, width))
-        return best[1] if best else None
+                if not found or cycles < found[-1][1]:
+                    found.append((width, cycles))
+        return found
+
+    def _widened(
+        self,
+        chosen: dict[int, int],
+        options: dict[int, list[tuple[int, float]]],
+        shelves: tuple[Shelf, ...],
+        wafers: int,
+    ) -> dict[int, int]:
+        """Widths after stages were widened, one by one, where a column saves most and all still fit."""
+        at = {i: 0 for i, found in options.items() if found}
+        refused: set[tuple[int, int]] = set()
+        while True:
+            gains = sorted(
+                ((found[n][1] - found[at[i]][1]) / (found[n][0] - found[at[i]][0]), i, n)
+                for i, found in options.items()
+                for n in range(at.get(i, 0) + 1, len(found))
+                if (i, n) not in refused
+            )
+            for _, i, n in gains:
+                wider = chosen | {i: options[i][n][0]}
+                if self._pack((Shelf(shelves[0].height, wider), *shelves[1:]), wafers) is not None:
+                    chosen, at[i] = wider, n
+                    break
+                refused.add((i, n))
+            else:
+                return chosen
 
     def _narrowest(self, i: int, height: int) -> int:
         return max(1, math.ceil(1.02 * self.least[i] / height))

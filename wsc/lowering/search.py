@@ -87,6 +87,13 @@ def best_tiling(
                 tried = tile_stage(stage, roles, grid, wafer, strategy, lying | {p: layout}, hints)
                 if _rank(tried) < _rank(best):
                     best, found[p] = tried, share
+    for share in {*found.values()} if shares is None and len(stage.states) > 1 else ():  # the best is often one for all
+        ways = [state_layouts(stage, p, hinted.states[p].layout, grid) for p in range(len(stage.states))]
+        if all(share in way for way in ways):
+            states = {p: way[share] for p, way in enumerate(ways)}
+            tried = tile_stage(stage, roles, grid, wafer, strategy, states, hints)
+            if _rank(tried) < _rank(best):
+                best, found = tried, dict.fromkeys(states, share)
     best = min(best, plain, key=_rank)
     if 0 < _rank(best)[0] < wafer.sram_bytes // NEAR:  # without second accumulators, and as weights take the least
         for states, told in (({}, {}), ({}, hints), ({s.position: s.layout for s in best.states}, hints)):
