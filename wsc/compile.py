@@ -3,19 +3,17 @@
 import contextlib
 import gc
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from wsc.errors import ArgumentError, FitError, TraceError, UnsupportedError, WscError
+from wsc.errors import ArgumentError, FitError, TraceError, WscError
 from wsc.lowering import jaxapi, plancache, waferllm
-from wsc.lowering.build import Conditions, build_programs
+from wsc.lowering.build import build_programs
 from wsc.lowering.check import check
+from wsc.lowering.entry import Entry, entry_of, step, timed_layers, weight_leaves
 from wsc.lowering.normalize import Normal, normalize
 from wsc.lowering.place import OBJECTIVES, Goal, Lazy, place
 from wsc.lowering.plan import plan_stages
@@ -31,16 +29,6 @@ from wsc.runtime.generate import LanguageModel
 
 STRATEGIES = {s.name: s for s in (WSC, waferllm.WAFERLLM)}
 PREFILL_CHUNK = 8  # tokens a prefill program takes at a time; their activations must fit beside the weights
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One function to compile: its example arguments, which of them are weights, and what its figures hold for."""
-
-    fn: Callable
-    args: tuple
-    weight_argnums: tuple[int, ...]
-    conditions: Conditions
 
 
 def compile(
@@ -92,28 +80,19 @@ def compile(
     goal = _goal(objective, speed, grid, beside, wafer)
     decodes = not args and hasattr(model, "abstract_cache")
     if chosen.blocked and decodes:
-        entries = _timed_layers(model, waferllm.square(grid), context, batch)
+        entries = timed_layers(model, waferllm.square(grid), context, batch)
         (decode,), (prefill,) = (_lower(e, [], wafer, wafers, chosen, goal) for e in entries)
         return TimedLayer(*decode, order, prefill=Executable(*prefill, order))
     if decodes:
         most = max(1, min(PREFILL_CHUNK // batch, context))
         chunks = [prefill_chunk] if prefill_chunk else [n for n in (most, most // 2, most // 4, most // 8) if n]
-        chunked = [_step(model, n, context, batch) for n in chunks]
-        decode, prefill = _lower(_step(model, 1, context, batch), chunked, wafer, wafers, chosen, goal)
+        chunked = [step(model, n, context, batch) for n in chunks]
+        decode, prefill = _lower(step(model, 1, context, batch), chunked, wafer, wafers, chosen, goal)
         bound = tuple(jax.tree.leaves(model))
         return LanguageModel(model, *decode, Executable(*prefill, order, bound), order, context, batch, again)
-    (lowered,) = _lower(_entry(model, args, weight_argnums), [], wafer, wafers, chosen, goal)
+    (lowered,) = _lower(entry_of(model, args, weight_argnums), [], wafer, wafers, chosen, goal)
     bound = tuple(jax.tree.leaves(model)) if jaxapi.is_nnx_module(model) else ()
     return Executable(*lowered, order, bound)
-
-
-def _lower(
-    entry: Entry, others: list[Entry], wafer: Wafer, wafers: int | None, strategy: Strategy, goal: Goal
-) -> list[tuple[Program, jaxapi.Traced]]:
-    """The passes in order, for an entry and the first of `others` that fits beside it on the same regions: they share
-    their weights."""
-    with _no_pauses():
-        return _passes(entry, others, wafer, wafers, strategy, goal)
 
 
 @contextlib.contextmanager
@@ -128,9 +107,12 @@ def _no_pauses():
             gc.enable()
 
 
-def _passes(
+@_no_pauses()
+def _lower(
     entry: Entry, others: list[Entry], wafer: Wafer, wafers: int | None, strategy: Strategy, goal: Goal
 ) -> list[tuple[Program, jaxapi.Traced]]:
+    """The passes in order, for an entry and the first of `others` that fits beside it on the same regions: they share
+    their weights."""
     first = _plan(entry, strategy)
     plans = Lazy(lambda i: _plan(others[i], strategy, first.planned), len(others))
 
@@ -170,8 +152,8 @@ def _plan(entry: Entry, strategy: Strategy, leader: Planned | None = None) -> _P
     """The passes before placement. The weights lie as the `leader` lays them."""
     traced = _trace(entry)
     written = normalize(traced)
-    normal = rewrite(written, _leaves(entry)) if strategy.compiled else written
-    roles = find_roles(normal, traced.arg_names, _leaves(entry))
+    normal = rewrite(written, weight_leaves(entry)) if strategy.compiled else written
+    roles = find_roles(normal, traced.arg_names, weight_leaves(entry))
     return _Plan(traced, written, normal, Planned(plan_stages(normal, roles), roles, strategy, leader))
 
 
@@ -192,7 +174,7 @@ def again(exe: LanguageModel, context: int) -> Callable[..., list[Program]]:
     """What makes programs of a compiled model for another context, on its regions: called with numbers of tokens it
     returns a program for each; the first says how weights and state lie. It raises FitError when they do not fit."""
     wafer, regions = exe.program.wafer, [s.region for s in exe.program.stages]
-    steps = {1: _step(exe.model, 1, context, exe.batch)}
+    steps = {1: step(exe.model, 1, context, exe.batch)}
     with _no_pauses():
         plans = {1: _plan(steps[1], WSC)}
 
@@ -200,7 +182,7 @@ def again(exe: LanguageModel, context: int) -> Callable[..., list[Program]]:
         with _no_pauses():
             for n in tokens:
                 if n not in plans:
-                    steps[n] = _step(exe.model, n, context, exe.batch)
+                    steps[n] = step(exe.model, n, context, exe.batch)
                     plans[n] = _plan(steps[n], WSC, plans[1].planned)
             found = [plans[n] for n in tokens]
             for i, region in enumerate(regions):
@@ -251,92 +233,6 @@ def _check_options(wafer: Any, order, wafers, context, batch, prefill_chunk, str
         rows, columns = pair(grid)
         if rows > wafer.rows or columns > wafer.columns:
             raise ArgumentError(f"grid is {grid!r} PEs, and a {wafer.name} has {wafer.rows} x {wafer.columns}")
-
-
-def _timed_layers(model: Any, grid: int, context: int, batch: int) -> list[Entry]:
-    """Decode of one token and prefill of `context` tokens through one layer, as WaferLLM times them."""
-    if batch != 1:
-        raise ArgumentError(f"batch is {batch}: strategy 'waferllm' reproduces kernels for one user")
-    sizes = waferllm.Sizes.of(model.config, grid, context)
-    layers = model.config.num_hidden_layers
-    words = f"one layer of {layers} as WaferLLM times it on {grid} x {grid} PEs, batch 1, context {context}, float16"
-    decode = Conditions(f"decode of 1 token, {words}", 1, layers)
-    prefill = Conditions(f"prefill of {context} tokens, {words}", context, layers)
-    return [
-        Entry(waferllm.decode_layer, waferllm.decode_arguments(sizes), (0,), decode),
-        Entry(waferllm.prefill_layer, waferllm.prefill_arguments(sizes), (0,), prefill),
-    ]
-
-
-def _step(model: Any, tokens: int, context: int, batch: int) -> Entry:
-    """`tokens` new tokens for each of `batch` users, over a cache of `context`."""
-    cache = model.abstract_cache(batch=batch, context=context)
-    ids = jax.ShapeDtypeStruct((batch, tokens), jnp.int32)
-    what = "decode of 1 token" if tokens == 1 else f"prefill of {tokens} tokens"
-    dtype = jnp.dtype(jax.tree.leaves(cache)[0].dtype).name
-    codes = sorted({a.dtype.name for a in jax.tree.leaves(model) if jnp.issubdtype(a.dtype, jnp.integer)})
-    conditions = f"{what}, batch {batch}, context {context}, {dtype}" + "".join(f", {c} weights" for c in codes)
-    figures = Conditions(conditions, tokens)
-    return Entry(lambda model, tokens, cache: model(tokens, cache), (model, ids, cache), (0,), figures)
-
-
-def _entry(model: Any, args: tuple, weight_argnums: int | Sequence[int] | None) -> Entry:
-    if jaxapi.is_nnx_module(model):
-        fn, args, weights = _call_module, (model, *args), (0,)
-    elif jaxapi.is_linen_module(model):
-        fn, weights = model.apply, (0,)
-    elif callable(model):
-        fn, weights = model, tuple(i for i, a in enumerate(args) if _looks_like_weights(a))
-    else:
-        raise TraceError(
-            f"{type(model).__name__} is not something to compile: give wsc.compile a JAX function, a flax module, or a "
-            f"model with a KV cache such as wsc.models.Llama"
-        )
-    if weight_argnums is not None:
-        try:
-            weights = tuple(operator.index(i) for i in np.atleast_1d(np.asarray(weight_argnums)))
-        except (TypeError, ValueError) as error:
-            raise ArgumentError(
-                f"weight_argnums is {weight_argnums!r}: it must be a whole number or several"
-            ) from error
-        if bad := [i for i in weights if not 0 <= i < len(args)]:
-            raise ArgumentError(f"weight_argnums has {bad[0]}, and there are {len(args)} arguments")
-    sizes = {str(a.dtype) for a in jax.tree.leaves(args) if hasattr(a, "dtype")}
-    return Entry(fn, args, weights, Conditions(f"one call, {', '.join(sorted(sizes)) or 'no arrays'}"))
-
-
-def _call_module(model: Any, *args: Any) -> Any:
-    """A module's call; what it would change of itself would be lost, so that is refused."""
-    before = jax.tree.leaves(model)
-    outputs = model(*args)
-    if any(a is not b for a, b in zip(before, jax.tree.leaves(model), strict=False)):
-        raise UnsupportedError(
-            f"{type(model).__name__} changes its own state when it is called, and a compiled program would lose the "
-            f"change: call model.eval() first, or compile a function that returns the new state"
-        )
-    return outputs
-
-
-def _looks_like_weights(argument: Any) -> bool:
-    """A flax module, or a container of several arrays none of which is an integer; a bare array is an activation."""
-    if jaxapi.is_nnx_module(argument):
-        return True
-    leaves = jax.tree.leaves(argument)
-    if isinstance(argument, dict) and "params" in argument:
-        return True
-    bare = len(leaves) == 1 and leaves[0] is argument
-    return bool(leaves) and not bare and all(jnp.issubdtype(jnp.result_type(a), jnp.inexact) for a in leaves)
-
-
-def _leaves(entry: Entry) -> frozenset[int]:
-    """Flat indices of the leaves of the arguments that are weights."""
-    found, at = set(), 0
-    for i, argument in enumerate(entry.args):
-        count = len(jax.tree.leaves(argument))
-        if i in entry.weight_argnums:
-            found |= set(range(at, at + count))
-        at += count
-    return frozenset(found)
 
 
 def _trace(entry: Entry) -> jaxapi.Traced:

@@ -1,0 +1,110 @@
+"""Entries: what is compiled, as a function with example arguments, and which of these are weights."""
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wsc.errors import ArgumentError, TraceError, UnsupportedError
+from wsc.lowering import jaxapi, waferllm
+from wsc.lowering.build import Conditions
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One function to compile: its example arguments, which of them are weights, and what its figures hold for."""
+
+    fn: Callable
+    args: tuple
+    weight_argnums: tuple[int, ...]
+    conditions: Conditions
+
+
+def timed_layers(model: Any, grid: int, context: int, batch: int) -> list[Entry]:
+    """Decode of one token and prefill of `context` tokens through one layer, as WaferLLM times them."""
+    if batch != 1:
+        raise ArgumentError(f"batch is {batch}: strategy 'waferllm' reproduces kernels for one user")
+    sizes = waferllm.Sizes.of(model.config, grid, context)
+    layers = model.config.num_hidden_layers
+    words = f"one layer of {layers} as WaferLLM times it on {grid} x {grid} PEs, batch 1, context {context}, float16"
+    decode = Conditions(f"decode of 1 token, {words}", 1, layers)
+    prefill = Conditions(f"prefill of {context} tokens, {words}", context, layers)
+    return [
+        Entry(waferllm.decode_layer, waferllm.decode_arguments(sizes), (0,), decode),
+        Entry(waferllm.prefill_layer, waferllm.prefill_arguments(sizes), (0,), prefill),
+    ]
+
+
+def step(model: Any, tokens: int, context: int, batch: int) -> Entry:
+    """`tokens` new tokens for each of `batch` users, over a cache of `context`."""
+    cache = model.abstract_cache(batch=batch, context=context)
+    ids = jax.ShapeDtypeStruct((batch, tokens), jnp.int32)
+    what = "decode of 1 token" if tokens == 1 else f"prefill of {tokens} tokens"
+    dtype = jnp.dtype(jax.tree.leaves(cache)[0].dtype).name
+    codes = sorted({a.dtype.name for a in jax.tree.leaves(model) if jnp.issubdtype(a.dtype, jnp.integer)})
+    conditions = f"{what}, batch {batch}, context {context}, {dtype}" + "".join(f", {c} weights" for c in codes)
+    figures = Conditions(conditions, tokens)
+    return Entry(lambda model, tokens, cache: model(tokens, cache), (model, ids, cache), (0,), figures)
+
+
+def entry_of(model: Any, args: tuple, weight_argnums: int | Sequence[int] | None) -> Entry:
+    if jaxapi.is_nnx_module(model):
+        fn, args, weights = _call_module, (model, *args), (0,)
+    elif jaxapi.is_linen_module(model):
+        fn, weights = model.apply, (0,)
+    elif callable(model):
+        fn, weights = model, tuple(i for i, a in enumerate(args) if _looks_like_weights(a))
+    else:
+        raise TraceError(
+            f"{type(model).__name__} is not something to compile: give wsc.compile a JAX function, a flax module, or a "
+            f"model with a KV cache such as wsc.models.Llama"
+        )
+    if weight_argnums is not None:
+        try:
+            weights = tuple(operator.index(i) for i in np.atleast_1d(np.asarray(weight_argnums)))
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(
+                f"weight_argnums is {weight_argnums!r}: it must be a whole number or several"
+            ) from error
+        if bad := [i for i in weights if not 0 <= i < len(args)]:
+            raise ArgumentError(f"weight_argnums has {bad[0]}, and there are {len(args)} arguments")
+    sizes = {str(a.dtype) for a in jax.tree.leaves(args) if hasattr(a, "dtype")}
+    return Entry(fn, args, weights, Conditions(f"one call, {', '.join(sorted(sizes)) or 'no arrays'}"))
+
+
+def _call_module(model: Any, *args: Any) -> Any:
+    """A module's call; what it would change of itself would be lost, so that is refused."""
+    before = jax.tree.leaves(model)
+    outputs = model(*args)
+    if any(a is not b for a, b in zip(before, jax.tree.leaves(model), strict=False)):
+        raise UnsupportedError(
+            f"{type(model).__name__} changes its own state when it is called, and a compiled program would lose the "
+            f"change: call model.eval() first, or compile a function that returns the new state"
+        )
+    return outputs
+
+
+def _looks_like_weights(argument: Any) -> bool:
+    """A flax module, or a container of several arrays none of which is an integer; a bare array is an activation."""
+    if jaxapi.is_nnx_module(argument):
+        return True
+    leaves = jax.tree.leaves(argument)
+    if isinstance(argument, dict) and "params" in argument:
+        return True
+    bare = len(leaves) == 1 and leaves[0] is argument
+    return bool(leaves) and not bare and all(jnp.issubdtype(jnp.result_type(a), jnp.inexact) for a in leaves)
+
+
+def weight_leaves(entry: Entry) -> frozenset[int]:
+    """Flat indices of the leaves of the arguments that are weights."""
+    found, at = set(), 0
+    for i, argument in enumerate(entry.args):
+        count = len(jax.tree.leaves(argument))
+        if i in entry.weight_argnums:
+            found |= set(range(at, at + count))
+        at += count
+    return frozenset(found)
