@@ -133,3 +133,11 @@ def test_stages_do_not_overlap_and_touch():
     assert sum(map(len, map(cells, regions))) == len(set.union(*map(cells, regions)))
     assert all(adjacent(a, b) for a, b in itertools.pairwise(regions))
     assert all(r.y + r.height <= 24 and r.x + r.width <= 24 for r in regions)
+
+
+def test_a_speed_that_no_placement_gives():
+    weights, x = normal(64, 32), normal(1, 64)
+    fn, options = lambda w, x: x @ w, {"wafer": small(24, 24, 2048), "weight_argnums": 0, "objective": "users"}
+    with pytest.raises(FitError, match=r"tokens come at 1e\+12 a second .* the fastest gives"):
+        wsc.compile(fn, weights, x, speed=1e12, **options)
+    assert wsc.compile(fn, weights, x, speed=1000.0, **options).telemetry.seconds < 1e-3

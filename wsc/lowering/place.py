@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from wsc.errors import FitError
+from wsc.lowering import misfit
 from wsc.lowering.layout import Grid, default_extent
 from wsc.lowering.memory import buffer_bytes, state_bytes, stored_bytes
 from wsc.lowering.pack import Shelf, pack
@@ -84,15 +84,15 @@ def place(
     """
     leader.quick = True
     try:
-        return _Placer(leader, others, wafer, wafers, goal).run()
+        return Placer(leader, others, wafer, wafers, goal).run()
     finally:
         leader.quick = False
 
 
-class _Placer:
+class Placer:
     def __init__(self, first: Planned, others: Sequence[Planned], wafer: Wafer, wafers: int | None, goal: Goal):
         self.leader, self.others, self.wafer, self.limit, self.goal = first, others, wafer, wafers, goal
-        self._both = [first, *(others[i] for i in range(min(1, len(others))))]
+        self.both = [first, *(others[i] for i in range(min(1, len(others))))]
         self.stages = first.stages
         templates = [s.template for s in self.stages]
         self.kinds = [templates.index(t) for t in templates]  # of a stage: the first of the same template
@@ -107,18 +107,20 @@ class _Placer:
         fewest = max(1, -(-self.needed // int(self.wafer.pes)))
         begun = self.goal.start[0]
         if self.limit is not None and begun + fewest > self.limit:
-            raise self._too_large()
+            raise misfit.too_large(self)
         for wafers in range(begun + fewest, (self.limit or MAX_WAFERS) + 1):
-            found = self._best(wafers)
+            found = self.best(wafers)
             if found is not None and self.limit and wafers < self.limit and self.goal.objective != "wafers":
-                found = min([found, *filter(None, [self._best(self.limit)])], key=lambda f: f[0].rank)
+                found = min([found, *filter(None, [self.best(self.limit)])], key=lambda f: f[0].rank)
             if found is not None:
+                if self.goal.objective == "users" and found[0].rank[0]:
+                    raise misfit.too_slow(self.goal, self.wafer, found[0].rank[1])
                 return list(found[0].regions), found[1]
             if self.limit is None and wafers > begun + 4 * fewest + 4:
                 break
-        raise self._too_large()
+        raise misfit.too_large(self)
 
-    def _best(self, wafers: int) -> tuple[Candidate, int] | None:
+    def best(self, wafers: int) -> tuple[Candidate, int] | None:
         """The best placement, and which of the other programs it was made for: the first that fits beside the leader
         in any region sizes looked at. The best few are tiled again with more care."""
         found = sorted(self._candidates(wafers), key=lambda c: c.rank)
@@ -154,7 +156,7 @@ class _Placer:
 
     def _hold_all(self, candidate: Candidate, programs: list[Planned]) -> bool:
         grids = {(k, r.grid) for k, r in zip(self.kinds, candidate.regions, strict=True)}
-        return all(self._holds(k, grid, programs) for k, grid in sorted(grids))
+        return all(self.holds(k, grid, programs) for k, grid in sorted(grids))
 
     def _walk(self, wafers: int) -> list[Candidate]:
         """Every size of the repeated stage looked at and found to fit: some starts, then downhill."""
@@ -213,7 +215,7 @@ class _Placer:
             shelves = (*shelves, *self._fillers)
             if self._pack(shelves, wafers) is None:
                 return None
-        if not self._holds(self.layer, Grid(height, width), [self.leader]):
+        if not self.holds(self.layer, Grid(height, width), [self.leader]):
             return None
         options: dict[int, list[tuple[int, float]]] = {}
         for i in self.count:
@@ -231,7 +233,7 @@ class _Placer:
         """(width, cycles) of a stage at this height, each wider one with fewer cycles than those before."""
         columns, found = int(self.wafer.columns), []
         for width in sorted({min(columns, math.ceil(narrowest * f)) for f in (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0)}):
-            if self._holds(i, Grid(height, width), self._both):
+            if self.holds(i, Grid(height, width), self.both):
                 cycles = self._cycles(i, Grid(height, width))
                 if not found or cycles < found[-1][1]:
                     found.append((width, cycles))
@@ -279,7 +281,7 @@ class _Placer:
                     continue
                 low = math.ceil(self.least[i] / width)
                 heights = range(low, low + 2 + low // 6)
-                n = bisect.bisect_left(heights, True, key=lambda h: self._holds(i, Grid(h, width), least))
+                n = bisect.bisect_left(heights, True, key=lambda h: self.holds(i, Grid(h, width), least))
                 if n < len(heights):
                     found.append(Shelf(heights[n], {i: width}))
         return tuple(found)
@@ -291,7 +293,7 @@ class _Placer:
         if regions is None:
             return None
         grids = dict.fromkeys((k, r.grid) for k, r in zip(self.kinds, regions, strict=True))
-        if not all(self._holds(i, grid, [self.leader]) for i, grid in grids):
+        if not all(self.holds(i, grid, [self.leader]) for i, grid in grids):
             return None
         return Candidate(self._rank(regions, programs or [self.leader]), shelves, tuple(regions), wafers)
 
@@ -324,7 +326,7 @@ class _Placer:
     def _cycles(self, i: int, grid: Grid) -> float:
         return float(self.leader.tile(i, grid, self.wafer).data_cost.cycles)
 
-    def _holds(self, i: int, grid: Grid, programs: list[Planned]) -> bool:
+    def holds(self, i: int, grid: Grid, programs: list[Planned]) -> bool:
         """The fullest PE of a stage stays within SRAM, over all `programs` that share it, and what they share lies the
         same way for all: weights and state never move between programs."""
         tiled = [p.tile(i, grid, self.wafer) for p in programs]
@@ -335,53 +337,3 @@ class _Placer:
         if any(t.weights != tiled[0].weights or t.states != tiled[0].states for t in tiled[1:]):
             return False
         return max(map(stored_bytes, tiled)) + max(map(buffer_bytes, tiled)) <= self.wafer.sram_bytes
-
-    def _too_large(self) -> FitError:
-        """What does not fit, by how much, and what would: found by trying, not by arithmetic."""
-        pes, needed = int(self.wafer.pes), self.needed
-        total = sum(self.leader.stored(i) * n for i, n in self.count.items())
-        big = max(self.count, key=lambda i: self.least[i])
-        message = (
-            f"the program does not fit: {_size(total)} of weights and state need at least {needed:,} PEs of "
-            f"{self.usable:,} B beside the code, and a {self.wafer.name} has {pes:,}."
-        )
-        if self.goal.grid is not None:
-            h, w = self.goal.grid
-            short = [i for i in self.count if not self._holds(i, Grid(h, w), self._both)]
-            if short:
-                first = short[0]
-                needs = self.least[first]
-                why = f"its weights and state need {needs:,}" if needs > h * w else "its PEs have no room for buffers"
-                return FitError(
-                    f"stage '{self.stages[first].name}' does not fit a region of {h} x {w} PEs: {why}. Give a larger "
-                    f"grid, or none to have sizes chosen."
-                )
-        if self.short_of_colors is not None:
-            i, colors = self.short_of_colors
-            return FitError(
-                f"stage '{self.stages[i].name}' communicates in ways that take {colors} colors, and "
-                f"{int(self.wafer.colors)} are free on a {self.wafer.name}: split the stage, or give it more colors"
-            )
-        if self.least[big] > pes:
-            return FitError(
-                f"{message} Stage '{self.stages[big].name}' alone needs {self.least[big]:,}, more than a wafer has, so "
-                f"more wafers do not help: split it into stages with weights of their own, or use a smaller dtype."
-            )
-        if self.limit is not None:
-            over = needed - self.limit * pes
-            by = f"It is over by {over:,} PEs on" if over > 0 else "With buffers and whole stages it does not fit on"
-            more = range(self.limit + 1, 4 * (needed // pes + 1) + 5)
-            enough = next((n for n in more if self._best(n) is not None), None)
-            advice = f"give it wafers={enough}." if enough else "no number of wafers was found that would do."
-            return FitError(f"{message} {by} {self.limit}: {advice}")
-        return FitError(
-            f"{message} No region was found for stage '{self.stages[big].name}' whose PEs stay within "
-            f"{int(self.wafer.sram_bytes):,} B with their buffers. Use smaller shapes (of a language model: a shorter "
-            f"context, a smaller batch or prefill chunk) or a smaller dtype."
-        )
-
-
-def _size(nbytes: int) -> str:
-    """In the unit that leaves few digits: 16.33 GB, 4.1 MB, 400 B."""
-    unit, of = next((u for u in ((1e9, "GB"), (1e6, "MB")) if nbytes >= u[0]), (1, "B"))
-    return f"{nbytes / unit:,.4g} {of}"
