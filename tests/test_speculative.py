@@ -279,7 +279,7 @@ def test_no_stream_past_a_stage(plans):
     *stages, last = exe.program.stages
     (value, _, steps), *rest = last.arrivals
     last = dataclasses.replace(last, arrivals=((value, 0, steps), *rest))
-    jumps = SimpleNamespace(program=dataclasses.replace(exe.program, stages=(*stages, last)), telemetry=exe.telemetry)
+    jumps = SimpleNamespace(telemetry=Telemetry(dataclasses.replace(exe.program, stages=(*stages, last))))
     with pytest.raises(UnsupportedError, match="verify='pass'"):
         streamed_seconds(jumps, 2)
 

@@ -104,7 +104,7 @@ def _weights(tiled: TiledStage, names: list[str], sizes: list[int]):
 
 def _placed_weight(stored: Stored, name: str, nbytes: int, tiled: TiledStage) -> PlacedWeight:
     copies, parts = stored.layout.copies(tiled.grid), stored.layout.parts.pes
-    tile = stored.tile_bytes(tiled.wafer.align_bytes)
+    tile = stored.tile_bytes(tiled.wafer)
     return PlacedWeight(name, stored.layout, stored.shape, nbytes, copies, tile * parts * copies)
 
 

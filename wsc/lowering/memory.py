@@ -62,7 +62,7 @@ def stored_bytes(tiled: TiledStage) -> int:
 
 def state_bytes(tiled: TiledStage) -> int:
     """Bytes a PE of state, such as a cache."""
-    return sum(s.tile_bytes(tiled.wafer.align_bytes) for s in tiled.states)
+    return sum(s.tile_bytes(tiled.wafer) for s in tiled.states)
 
 
 def allocate_buffers(buffers: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
@@ -98,7 +98,6 @@ def memory_map(
 ) -> tuple[Allocation, ...]:
     """The address ranges of one PE. `shared_buffers` is the buffer space of all programs that share the region, `twins`
     of it second accumulators: these come first of all, so that what lies last is in another bank."""
-    align = tiled.wafer.align_bytes
     at = tiled.wafer.code_bytes
     found = [Allocation("code", "program and runtime", 0, at)]
     if twins:
@@ -108,7 +107,7 @@ def memory_map(
 
     def add(kind: str, name: str, stored: Stored) -> None:
         nonlocal at
-        nbytes = stored.tile_bytes(align)
+        nbytes = stored.tile_bytes(tiled.wafer)
         found.append(Allocation(kind, name, at, nbytes))
         at += nbytes
 

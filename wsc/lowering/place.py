@@ -23,16 +23,7 @@ CROWDED = 0.4  # of the PEs needed at least: then packing decides on sizes
 FULL = 0.7  # then shelves of other heights are looked at
 BEAM = 3  # of the best candidates, tiled again with more care
 NEAR = tuple((a, b) for a in (-1, 0, 1) for b in (-1, 0, 1))  # sizes next to one, of height and width
-FARTHER = (
-    (-4, 0),
-    (-3, 0),
-    (-2, 0),
-    (2, 0),
-    (3, 0),
-    (4, 0),
-    (0, -2),
-    (0, 2),
-)  # looked at where none of those is better
+FARTHER = (*((a, 0) for a in (-4, -3, -2, 2, 3, 4)), (0, -2), (0, 2))  # looked at where none of those is better
 OBJECTIVES = ("latency", "throughput", "users", "wafers")
 
 
@@ -92,7 +83,7 @@ def place(
 class Placer:
     def __init__(self, first: Planned, others: Sequence[Planned], wafer: Wafer, wafers: int | None, goal: Goal):
         self.leader, self.others, self.wafer, self.limit, self.goal = first, others, wafer, wafers, goal
-        self.both = [first, *(others[i] for i in range(min(1, len(others))))]
+        self.both = self._with(0)  # the leader and the other that is tried first
         self.stages = first.stages
         templates = [s.template for s in self.stages]
         self.kinds = [templates.index(t) for t in templates]  # of a stage: the first of the same template
@@ -126,7 +117,7 @@ class Placer:
         found = sorted(self._candidates(wafers), key=lambda c: c.rank)
         best: list[tuple[Candidate, int]] = []
         for which in range(max(1, len(self.others))):
-            programs = [self.leader, *([self.others[which]] if self.others else [])]
+            programs = self._with(which)
             settled: list[Candidate] = []
             for candidate in found:
                 if self._hold_all(candidate, programs):
@@ -137,6 +128,10 @@ class Placer:
             if settled and self.goal.objective != "users":  # for users a smaller one may leave more room
                 break
         return min(best, key=lambda f: f[0].rank, default=None)
+
+    def _with(self, which: int) -> list[Planned]:
+        """The leader and one of the other programs, if there are any."""
+        return [self.leader, self.others[which]] if self.others else [self.leader]
 
     def _settled(self, candidate: Candidate, programs: list[Planned]) -> list[Candidate]:
         """The candidate with stages tiled as they are in the end, if it still fits."""
@@ -155,8 +150,11 @@ class Placer:
         return self._walk(wafers)
 
     def _hold_all(self, candidate: Candidate, programs: list[Planned]) -> bool:
-        grids = {(k, r.grid) for k, r in zip(self.kinds, candidate.regions, strict=True)}
-        return all(self.holds(k, grid, programs) for k, grid in sorted(grids))
+        return all(self.holds(k, grid, programs) for k, grid in sorted(set(self._grids(candidate.regions))))
+
+    def _grids(self, regions: Sequence[Region]) -> list[tuple[int, Grid]]:
+        """Kind and size of every stage, in order."""
+        return [(k, r.grid) for k, r in zip(self.kinds, regions, strict=True)]
 
     def _walk(self, wafers: int) -> list[Candidate]:
         """Every size of the repeated stage looked at and found to fit: some starts, then downhill."""
@@ -196,7 +194,7 @@ class Placer:
         if self.needed > CROWDED * self.wafer.pes * wafers:
             for h, height in enumerate(heights):
                 if most / 12 <= height * height <= most * 12:
-                    narrow = {i: min(self._narrowest(i, height), int(self.wafer.columns)) for i in self.count}
+                    narrow = self._narrowest(height)
                     over = bisect.bisect_left(
                         widths, True, key=lambda w: not self._pack((Shelf(height, narrow | {self.layer: w}),), wafers)
                     )
@@ -207,7 +205,7 @@ class Placer:
         """The repeated stage at height x width, the others as wide as suits them best; None when they do not fit."""
         if height * width < self.least[self.layer]:
             return None
-        chosen = {i: min(self._narrowest(i, height), int(self.wafer.columns)) for i in self.count} | {self.layer: width}
+        chosen = self._narrowest(height) | {self.layer: width}
         shelves = (Shelf(height, chosen),)
         if self._pack(shelves, wafers) is None:
             if self.needed < FULL * self.wafer.pes * wafers:
@@ -265,15 +263,17 @@ class Placer:
             else:
                 return chosen
 
-    def _narrowest(self, i: int, height: int) -> int:
-        return max(1, math.ceil(1.02 * self.least[i] / height))
+    def _narrowest(self, height: int) -> dict[int, int]:
+        """The least width of each kind of stage at this height, with a little room for what rounds up."""
+        columns = int(self.wafer.columns)
+        return {i: min(columns, max(1, math.ceil(1.02 * self.least[i] / height))) for i in self.count}
 
     @cached_property
     def _fillers(self) -> tuple[Shelf, ...]:
         """Shelves of so many equal regions side by side, as low as their stages allow beside the smallest of the other
         programs: they fill what others leave."""
         found = []
-        least = [self.leader, *([self.others[len(self.others) - 1]] if self.others else [])]
+        least = self._with(len(self.others) - 1)
         for i in self.count:
             for across in (1, 2, 3, 4) if i == self.layer else (1,):
                 width = int(self.wafer.columns) // across
@@ -292,17 +292,16 @@ class Placer:
         regions = self._pack(shelves, wafers)
         if regions is None:
             return None
-        grids = dict.fromkeys((k, r.grid) for k, r in zip(self.kinds, regions, strict=True))
-        if not all(self.holds(i, grid, [self.leader]) for i, grid in grids):
+        if not all(self.holds(i, grid, [self.leader]) for i, grid in dict.fromkeys(self._grids(regions))):
             return None
         return Candidate(self._rank(regions, programs or [self.leader]), shelves, tuple(regions), wafers)
 
     def _rank(self, regions: list[Region], programs: list[Planned]) -> tuple[float, ...]:
         """Smaller is better."""
-        grids = dict.fromkeys((k, r.grid) for k, r in zip(self.kinds, regions, strict=True))
+        stages = self._grids(regions)
+        grids, cycles = dict.fromkeys(stages), 0.0
         tiled = {key: self.leader.tile(*key, self.wafer) for key in grids}
-        cycles = 0.0
-        for key in ((k, r.grid) for k, r in zip(self.kinds, regions, strict=True)):
+        for key in stages:
             cycles = max(cycles, tiled[key].control_cycles) + float(tiled[key].data_cost.cycles)
         if self.goal.objective == "throughput":
             return max(self._cycles(i, grid) for i, grid in grids), cycles

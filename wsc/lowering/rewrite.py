@@ -225,7 +225,7 @@ class _Rewriter:
             if found is not None and self._behind_a_sum(found.value):
                 factors.append(found)
                 return self._peel(eqn, value, summed, factors) or value
-            if factor in self.free or _is_spread_weight(self, factor):
+            if factor in self.free:
                 inner = self._peel(eqn, value, summed, factors)
                 if inner is not None:
                     pair = [inner, factor] if i == 1 else [factor, inner]
@@ -316,11 +316,6 @@ def _one_over(a):
 
 def _narrower(inner, outer):
     return min((inner.aval.dtype, outer.aval.dtype), key=lambda d: d.itemsize)
-
-
-def _is_spread_weight(rewriter: _Rewriter, atom) -> bool:
-    spread = rewriter._made_by(atom, "broadcast_in_dim")
-    return spread is not None and spread.invars[0] in rewriter.free
 
 
 def _floats(atom) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from wsc.layout import Grid
 from wsc.lowering import jaxapi
 from wsc.lowering.hints import find_hints, state_layouts
-from wsc.lowering.memory import buffer_bytes, stored_bytes
+from wsc.lowering.memory import buffer_bytes, over_by, stored_bytes
 from wsc.lowering.plan import Stage
 from wsc.lowering.roles import Roles
 from wsc.lowering.strategy import WSC, Strategy
@@ -104,5 +104,4 @@ def best_tiling(
 
 def _rank(tiled: TiledStage) -> tuple[int, float]:
     """Within SRAM first, then by cycles."""
-    over = stored_bytes(tiled) + buffer_bytes(tiled) - tiled.wafer.sram_bytes
-    return max(0, over), float(tiled.data_cost.cycles)
+    return over_by(stored_bytes(tiled) + buffer_bytes(tiled), tiled.wafer), float(tiled.data_cost.cycles)

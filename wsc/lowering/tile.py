@@ -24,7 +24,7 @@ from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR
 from wsc.lowering.rules.flexible import VIEWS, pull
 from wsc.lowering.rules.registry import default_layout, vector
 from wsc.lowering.strategy import WSC, Strategy
-from wsc.lowering.tiled import Stored, TiledOp, TiledStage
+from wsc.lowering.tiled import Stored, TiledOp, TiledStage, tile_bytes
 from wsc.machine.steps import Compute, Multicast, Shift, Step
 from wsc.machine.wafer import Wafer
 
@@ -97,8 +97,7 @@ class _Tiler:
             hinted=bool(self.hints),
             uses=self.uses,
         )
-        sizes = lambda v: [self._bytes(v, at) for at in self._layouts(v)]  # noqa: E731
-        tiled.buffers = lifetimes(self.stage, self.roles, sizes, self.came)
+        tiled.buffers = lifetimes(self.stage, self.roles, self._sizes, self.came)
         return tiled
 
     def _data_op(self, eqn) -> TiledOp:
@@ -203,12 +202,12 @@ class _Tiler:
         layouts = self.wanted.get(v) or {default_layout(shape, self.where): None}
         return [Stored(position, layout, shape, v.aval.dtype) for layout in layouts]
 
-    def _layouts(self, v) -> list[Layout]:
-        return [self.at[v]] if v in self.at else list(self.wanted.get(v, ()))
-
     def _bytes(self, v, at: Layout) -> int:
-        align = self.where.wafer.align_bytes
-        return -(-jaxapi.nbytes(at.local(tuple(v.aval.shape)), v.aval.dtype) // align) * align
+        return tile_bytes(at, tuple(v.aval.shape), v.aval.dtype, self.where.wafer)
+
+    def _sizes(self, v) -> list[int]:
+        """Bytes of each layout that a value has."""
+        return [self._bytes(v, at) for at in ([self.at[v]] if v in self.at else self.wanted.get(v, ()))]
 
 
 def _by_rows(step: Compute, tile: tuple[int, ...]) -> Compute:

@@ -13,6 +13,16 @@ from wsc.machine.steps import Compute, Step
 from wsc.machine.wafer import Wafer
 
 
+def tile_bytes(layout: Layout, shape: tuple[int, ...], dtype: Any, wafer: Wafer) -> int:
+    """What the fullest PE's tile of an array takes in SRAM."""
+    return rounded(jaxapi.nbytes(layout.local(shape), dtype), wafer)
+
+
+def rounded(nbytes: int, wafer: Wafer) -> int:
+    """Up to where the next array may begin."""
+    return -(-nbytes // wafer.align_bytes) * wafer.align_bytes
+
+
 @dataclass(frozen=True)
 class TiledOp:
     """One equation on a region. `control` ops depend on no activation and run before the stage's input arrives."""
@@ -32,8 +42,8 @@ class Stored:
     shape: tuple[int, ...]
     dtype: Any
 
-    def tile_bytes(self, align: int) -> int:
-        return -(-jaxapi.nbytes(self.layout.local(self.shape), self.dtype) // align) * align
+    def tile_bytes(self, wafer: Wafer) -> int:
+        return tile_bytes(self.layout, self.shape, self.dtype, wafer)
 
 
 @dataclass
@@ -59,7 +69,7 @@ class TiledStage:
     @cached_property
     def kept_bytes(self) -> int:
         """Weights and state, a PE."""
-        return sum(s.tile_bytes(self.wafer.align_bytes) for s in (*self.weights, *self.states))
+        return sum(s.tile_bytes(self.wafer) for s in (*self.weights, *self.states))
 
     @cached_property
     def twin_bytes(self) -> int:
@@ -70,7 +80,7 @@ class TiledStage:
             for a, b in itertools.pairwise(op.steps)
             if isinstance(a, Compute) and isinstance(b, Compute) and a.kind == "fmac" and a.maps and not a.conflict
         ]
-        return -(-max(twins, default=0) // self.wafer.align_bytes) * self.wafer.align_bytes
+        return rounded(max(twins, default=0), self.wafer)
 
     @cached_property
     def control_cycles(self) -> float:

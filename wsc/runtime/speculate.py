@@ -11,6 +11,7 @@ from rich.table import Table
 
 from wsc.errors import UnsupportedError
 from wsc.runtime.generate import LanguageModel, _at_length
+from wsc.runtime.serving import following
 from wsc.tables import Printed
 
 
@@ -109,16 +110,11 @@ def decode(
 
 
 def streamed_seconds(target: LanguageModel, tokens: int) -> float:
-    """Modelled time of `tokens` decode steps one behind the other: a stage takes a token when it has brought in, worked
-    on and sent off the one before. For equal work that is one whole step, and the busiest stage once more a token."""
-    stages, telemetry = target.program.stages, target.telemetry
-    if any(source not in (None, i - 1) for i, s in enumerate(stages) for _, source, _ in s.arrivals):
-        raise UnsupportedError(
-            "a stage of the target reads from one further back than the one before it, and tokens streamed behind one "
-            "another would be mixed up: check them in one pass, verify='pass'"
-        )
-    busiest = max(float(cost.cycles) for cost in telemetry.stages)
-    return (float(telemetry.cycles) + (tokens - 1) * busiest) / target.program.wafer.clock_hz
+    """Modelled time of `tokens` decode steps one behind the other: see `serving.following`."""
+    try:
+        return following(target.telemetry, tokens)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{error}; or check drafted tokens in one pass, verify='pass'") from error
 
 
 class _Reader:
