@@ -88,14 +88,6 @@ def test_a_primitive_without_a_rule_is_named_with_shapes_and_line(primitive, fn)
     assert "wsc.lowering.rules.rule(" in text
 
 
-def test_unsupported_control_flow_names_the_line():
-    def loop(x):
-        return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x * 2, x)
-
-    with pytest.raises(UnsupportedError, match=rf"'while' at .*test_compile.py:{loop.__code__.co_firstlineno + 1}"):
-        wsc.compile(loop, normal(3))
-
-
 def test_every_error_is_a_wsc_error():
     with pytest.raises(WscError):
         wsc.compile(dot, normal(4000, 4000), normal(1, 4000), wafer=small(), wafers=1, weight_argnums=0)

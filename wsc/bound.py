@@ -8,6 +8,7 @@ instruction stands in a loop, and ops that do not wait for one another overlap. 
 
 import dataclasses
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -24,7 +25,7 @@ from wsc.machine.cost import cost
 from wsc.machine.steps import AllReduce, Compute, HostLink, Move, Reduce, Step, WaferLink
 from wsc.machine.wafer import Wafer
 from wsc.opbound import Node, nodes_of
-from wsc.program import PlacedStage, Program
+from wsc.program import PlacedStage, Program, work
 from wsc.runtime.executable import Executable
 from wsc.runtime.telemetry import Telemetry
 from wsc.tables import Printed
@@ -39,11 +40,11 @@ CAUSES: tuple[str, ...] = (
 )
 
 
-def _charged(steps: tuple[Step, ...], wafer: Wafer) -> Parts:
-    """What steps are charged, by cause."""
+def _charged(steps: Iterable[tuple[Step, float]], wafer: Wafer) -> Parts:
+    """What steps, each taken so many times, are charged, by cause."""
     found = NOTHING
-    for step in steps:
-        c = cost(step, wafer)
+    for step, times in steps:
+        c = cost(step, wafer) * times
         fabric, overhead, arithmetic = float(c.latency + c.serial), float(c.overhead), float(c.arithmetic)
         if isinstance(step, Move | HostLink | WaferLink):
             found += Parts(stages=float(c.cycles))
@@ -61,15 +62,19 @@ def _charged_path(telemetry: Telemetry) -> Parts:
     stages, times, wafer = telemetry.program.stages, telemetry.times, telemetry.wafer
     ends = [t.finish + telemetry.of(s.departures).cycles for t, s in zip(times, stages, strict=True)]
     at: int | None = ends.index(max(ends))
-    found = _charged(stages[at].departures, wafer)
+    found = _charged(_once(stages[at].departures), wafer)
     while at is not None:
         stage, when = stages[at], times[at]
-        found += _charged(tuple(s for op in stage.ops if not op.control for s in op.steps), wafer)
+        found += _charged((s for op in stage.ops if not op.control for s in work(op, telemetry.counts)), wafer)
         if not when.arrivals or when.control > max(when.arrivals):
-            return found + _charged(tuple(s for op in stage.ops if op.control for s in op.steps), wafer)
+            return found + _charged((s for op in stage.ops if op.control for s in work(op)), wafer)
         _, at, steps = stage.arrivals[when.arrivals.index(max(when.arrivals))]
-        found += _charged(steps, wafer)
+        found += _charged(_once(steps), wafer)
     return found
+
+
+def _once(steps: Iterable[Step]) -> Iterator[tuple[Step, float]]:
+    return ((s, 1) for s in steps)
 
 
 def _moved(steps: tuple[Step, ...], wafer: Wafer) -> Parts:

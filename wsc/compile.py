@@ -151,7 +151,7 @@ class _Plan:
 def _plan(entry: Entry, strategy: Strategy, leader: Planned | None = None) -> _Plan:
     """The passes before placement. The weights lie as the `leader` lays them."""
     traced = _trace(entry)
-    written = normalize(traced)
+    written = normalize(traced, weight_leaves(entry))
     normal = rewrite(written, weight_leaves(entry)) if strategy.compiled else written
     roles = find_roles(normal, traced.arg_names, weight_leaves(entry))
     return _Plan(traced, written, normal, Planned(plan_stages(normal, roles), roles, strategy, leader))

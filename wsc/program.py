@@ -1,6 +1,6 @@
 """What was decided: regions, memory maps and placed ops. Immutable values that print, compare and can be read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,8 +77,47 @@ class PlacedWeight:
 
 
 @dataclass(frozen=True)
+class Body:
+    """What runs again and again: `ops`, then the steps of its `tail`. It runs `times` a run of its loop, or, None, as
+    often as a run counts under `meter`."""
+
+    ops: tuple[Any, ...]
+    tail: tuple[Step, ...]
+    times: int | None
+    meter: int = 0
+
+    def runs(self, around: float, counts: Sequence[float]) -> float:
+        """How often it runs in all, when what is around it runs so often; once each time where nothing was counted."""
+        if self.times is not None:
+            return around * self.times
+        return counts[self.meter] if counts else around
+
+
+def work(op: Any, counts: Sequence[float] = (), times: float = 1) -> Iterator[tuple[Step, float]]:
+    """The steps of an op with the number of times each is taken, those of its bodies too. `counts` has the runs of
+    bodies by meter."""
+    for step in op.steps:
+        yield step, times
+    for body in op.bodies:
+        runs = body.runs(times, counts)
+        for inner in body.ops:
+            yield from work(inner, counts, runs)
+        for step in body.tail:
+            yield step, runs
+
+
+def with_bodies(ops: Iterable[Any]) -> Iterator[Any]:
+    """Ops and those in their bodies."""
+    for op in ops:
+        yield op
+        for body in op.bodies:
+            yield from with_bodies(body.ops)
+
+
+@dataclass(frozen=True)
 class PlacedOp:
-    """One equation where it runs: operand and result layouts, steps, the weights it reads, the user's source line."""
+    """One equation where it runs: operand and result layouts, steps, the weights it reads, the user's source line; of a
+    loop, what its bodies are."""
 
     eqn: Any
     ins: tuple[Layout | None, ...]
@@ -87,6 +126,7 @@ class PlacedOp:
     control: bool
     weights: tuple[str, ...]
     source: str
+    bodies: tuple[Body, ...] = ()
 
     @property
     def name(self) -> str:
@@ -131,9 +171,9 @@ class Program:
     )
 
     def ops(self) -> Iterator[tuple[PlacedStage, PlacedOp]]:
-        """Every placed op with its stage, in order."""
+        """Every placed op with its stage, in order; those in the bodies of a loop after it."""
         for stage in self.stages:
-            for op in stage.ops:
+            for op in with_bodies(stage.ops):
                 yield stage, op
 
     @property
@@ -156,7 +196,7 @@ class Program:
                 continue
             shown.add(stage.template)
             lines += [f"  {a.offset:6d}..{a.end:<6d} {a.kind} {a.name}" for a in stage.memory]
-            lines += [f"  {_op_text(op)}" for op in stage.ops if op.steps or op.weights]
+            lines += [f"  {line}" for op in stage.ops for line in _op_lines(op)]
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -166,6 +206,15 @@ class Program:
         pes = sum(s.region.pes for s in self.stages)
         where = f"{pes:,} PEs of {self.wafers} x {self.wafer.name}"
         return f"<Program: {len(self.stages)} stages on {where}, {self.conditions}>"
+
+
+def _op_lines(op: PlacedOp) -> Iterator[str]:
+    if op.steps or op.weights or op.bodies:
+        yield _op_text(op)
+    for body in op.bodies:
+        times = f"{body.times} times" if body.times is not None else "as often as a run says"
+        yield f"  body, {times}; each ends with {'; '.join(map(repr, body.tail)) or 'nothing'}"
+        yield from (f"    {line}" for inner in body.ops for line in _op_lines(inner))
 
 
 def _op_text(op: PlacedOp) -> str:

@@ -13,7 +13,7 @@ from wsc.lowering.roles import find_roles
 def roles_of(fn, *args, weights=()):
     """Roles, normalized jaxpr; `weights` are flat indices of the leaves that are weights."""
     t = traced(fn, *args)
-    n = normalize(t)
+    n = normalize(t, frozenset(weights))
     return find_roles(n, t.arg_names, frozenset(weights)), n.jaxpr
 
 

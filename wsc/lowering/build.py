@@ -1,5 +1,6 @@
 """Build: planned stages on their regions become a Program, every op with its steps, every byte with its address."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,13 @@ from wsc.lowering.jaxapi import Literal
 from wsc.lowering.layout import wavelets
 from wsc.lowering.memory import buffer_bytes, memory_map, over_by
 from wsc.lowering.normalize import Normal
-from wsc.lowering.plan import Stage
+from wsc.lowering.plan import Stage, body_stage
 from wsc.lowering.roles import Roles
 from wsc.lowering.search import Planned
-from wsc.lowering.tiled import Stored, TiledStage
+from wsc.lowering.tiled import Stored, TiledOp, TiledStage
 from wsc.machine.steps import HostLink, Move, Step, WaferLink
 from wsc.machine.wafer import Wafer
-from wsc.program import PlacedOp, PlacedStage, PlacedWeight, Program, Region
+from wsc.program import Body, PlacedOp, PlacedStage, PlacedWeight, Program, Region
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _build(
             PlacedStage(
                 stage.name,
                 region,
-                tuple(_ops(stage, tiled, roles, shared[template])),
+                tuple(_ops(stage, tiled.ops, _named(stage, roles), roles, shared[template])),
                 tuple(_weights(tiled, weights, [roles.weights[v].nbytes for v in stage.weights])),
                 memory,
                 tuple(arrivals),
@@ -88,13 +89,26 @@ def _build(
     )
 
 
-def _ops(stage: Stage, tiled: TiledStage, roles: Roles, sources: list[str]):
-    through: dict = {v: (roles.weights[v].name,) for v in stage.weights}
-    for eqn, op, source in zip(stage.eqns, tiled.ops, sources, strict=True):
+def _ops(stage: Stage, ops: Sequence[TiledOp], through: dict, roles: Roles, sources: list[str]) -> Iterator[PlacedOp]:
+    """The ops of a stage as placed; `through` has the weights that each variable is made of."""
+    for eqn, op, source in zip(stage.eqns, ops, sources, strict=True):
         named = tuple(dict.fromkeys(n for a in eqn.invars if not isinstance(a, Literal) for n in through.get(a, ())))
         if named and all(roles.of(v) == "weight" for v in eqn.outvars):
             through.update((v, through.get(v, named)) for v in eqn.outvars)
-        yield PlacedOp(eqn, op.ins, op.outs, op.steps, op.control, named, source)
+        bodies = tuple(_bodies(stage, eqn, op, through, roles)) if op.bodies else ()
+        yield PlacedOp(eqn, op.ins, op.outs, op.steps, op.control, named, source, bodies)
+
+
+def _bodies(stage: Stage, eqn, op: TiledOp, through: dict, roles: Roles) -> Iterator[Body]:
+    loop = eqn.params["loop"]
+    for i, (jaxpr, body) in enumerate(zip(loop.bodies, op.bodies, strict=True)):
+        inner = body_stage(stage.name, jaxpr, roles)
+        sources = [jaxapi.source_line(e) for e in inner.eqns]
+        yield Body(tuple(_ops(inner, body.ops, through, roles, sources)), body.tail, body.times, loop.meter + i)
+
+
+def _named(stage: Stage, roles: Roles) -> dict:
+    return {v: (roles.weights[v].name,) for v in stage.weights}
 
 
 def _weights(tiled: TiledStage, names: list[str], sizes: list[int]):

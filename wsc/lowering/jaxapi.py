@@ -71,20 +71,6 @@ def new_var(aval) -> Var:
     return Var(aval)
 
 
-def as_function(jaxpr, consts):
-    """A jaxpr without calls as a function of a flat list of arrays, returning a flat list."""
-
-    def run(*flat):
-        env = dict(zip(jaxpr.constvars, consts, strict=True))
-        env.update(zip(jaxpr.invars, flat, strict=True))
-        for eqn in jaxpr.eqns:
-            results = bind(eqn, [a.val if isinstance(a, Literal) else env[a] for a in eqn.invars])
-            env.update(zip(eqn.outvars, results, strict=True))
-        return [a.val if isinstance(a, Literal) else env[a] for a in jaxpr.outvars]
-
-    return run
-
-
 def bind(eqn: Eqn, values: list) -> list:
     """Run one first-order equation on values."""
     result = eqn.primitive.bind(*values, **eqn.params)

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from wsc.lowering.jaxapi import Literal
-from wsc.lowering.plan import Stage
+from wsc.lowering.loops import Loop, loop_of
+from wsc.lowering.plan import Stage, body_stage
 from wsc.lowering.roles import Roles
 from wsc.lowering.rules.elementwise import VECTOR
 from wsc.lowering.rules.flexible import VIEWS
@@ -28,7 +29,7 @@ def lifetimes(
         for v in eqn.outvars:
             same = eqn.primitive.name in VIEWS or roles.of(v) == "state"
             if same and operands:
-                root[v] = operands[0]
+                root[v] = operands[eqn.outvars.index(v) if loop_of(eqn) else 0]
             elif stage.data[n] or roles.of(v) == "control":
                 first[v] = n
             last[root.get(v, v)] = n
@@ -51,8 +52,22 @@ def lifetimes(
     found = [(nbytes, *spans[v]) for v in first if v in spans for nbytes in sizes[v]]
     for (v, _), nbytes in copies.items():  # brought into another layout for one op
         users = [n for n, e in enumerate(stage.eqns) if v in e.invars]
-        found.append((nbytes, min(users), max(users)))
+        if users:
+            found.append((nbytes, min(users), max(users)))
+    for n, eqn in enumerate(stage.eqns):
+        if loop := loop_of(eqn):
+            found.append((_peak_of_bodies(stage, loop, roles, sizes_of, copies), n, n))
     return found
+
+
+def _peak_of_bodies(stage: Stage, loop: Loop, roles: Roles, sizes_of, copies: Mapping[tuple, int]) -> int:
+    """Bytes a PE that the bodies of a loop take beside what is carried: that lies where the loop's results will."""
+    most = 0
+    for body in loop.bodies:
+        inner = body_stage(stage.name, body, roles)
+        inner.entries = []
+        most = max([most, *(o + n for o, n in allocate_buffers(lifetimes(inner, roles, sizes_of, copies)))])
+    return most
 
 
 def stored_bytes(tiled: TiledStage) -> int:

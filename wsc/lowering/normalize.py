@@ -1,10 +1,12 @@
 """Normalize: one flat jaxpr of first-order equations, each doing work that an output needs.
 
-Calls (jit, custom_jvp, custom_vjp, remat) are inlined; a scan is unrolled, so that a scan over stacked layers is
-seen as layers, slice i of `W[L, ...]` being layer i's weight; identities go; equations that no argument reaches are
-computed now; equal equations become one; what no output needs is dropped. Source lines and name stacks survive.
+Calls (jit, custom_jvp, custom_vjp, remat) are inlined; a scan over stacked weights is unrolled and so seen as layers,
+slice i of `W[L, ...]` being layer i's weight; other loops stay equations, see `wsc.lowering.loops`; identities go;
+equations that no argument reaches are computed now; equal equations become one; what no output needs is dropped.
+Source lines and name stacks survive.
 """
 
+from collections import ChainMap
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,10 +15,11 @@ import jax
 import numpy as np
 
 from wsc.errors import UnsupportedError
-from wsc.lowering import jaxapi
+from wsc.lowering import jaxapi, loops
 from wsc.lowering.jaxapi import Literal, Traced
+from wsc.lowering.loops import Loop
+from wsc.lowering.rules.flexible import VIEWS
 
-MAX_UNROLL = 1024  # iterations of a scan; more would make a program nobody can read
 MAX_FOLD = 1 << 16  # elements of a constant computed at compile time; larger ones stay equations
 
 _CALLS = {
@@ -32,7 +35,7 @@ _CALLS = {
     "checkpoint": "jaxpr",
 }
 _IDENTITIES = {"copy", "copy_p", "stop_gradient", "optimization_barrier", "sharding_constraint"}
-_CONTROL_FLOW = {"while", "cond"}
+_INDEXING = {"dynamic_slice", "gather"}
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,12 @@ class Normal:
     consts: tuple
 
 
-def normalize(traced: Traced) -> Normal:
-    """The same function, flat. Its invars are those of the trace, in order, used or not."""
+def normalize(traced: Traced, weight_leaves: frozenset[int] = frozenset()) -> Normal:
+    """The same function, flat. Its invars are those of the trace, in order, used or not; those in `weight_leaves` are
+    weights."""
     builder = Builder()
     invars = [jaxapi.new_var(v.aval) for v in traced.jaxpr.invars]
+    builder.stored |= {v for i, v in enumerate(invars) if i in weight_leaves}
     outs = builder.inline(traced.jaxpr, traced.consts, invars, None)
     return finish(builder, invars, [builder.as_atom(o) for o in outs])
 
@@ -73,12 +78,16 @@ class _Known:
 
 
 class Builder:
-    def __init__(self):
+    """Equations in the making; those of a loop's body in a builder of its own `inside` the one around it."""
+
+    def __init__(self, inside: "Builder | None" = None):
         self.eqns: list = []
-        self.consts: dict = {}  # constvar -> value
-        self.seen: dict = {}  # (what it does, operands) -> results, for common subexpressions
-        self.kinds: dict = {}  # what an equation does -> its number
-        self.whats: dict = {}  # id of parameters -> (them, that number)
+        self.consts: dict = inside.consts if inside else {}  # constvar -> value
+        self.seen: Any = ChainMap({}, inside.seen) if inside else {}  # (what it does, operands) -> results
+        self.kinds: dict = inside.kinds if inside else {}  # what an equation does -> its number
+        self.whats: dict = inside.whats if inside else {}  # id of parameters -> (them, that number)
+        self.stored: set = inside.stored if inside else set()  # weights, and renames of them
+        self.meters: list[int] = inside.meters if inside else []  # loops whose runs are counted
 
     def inline(self, jaxpr, consts, args, caller) -> list:
         """Emit the equations of `jaxpr` applied to `args` (Vars or `_Known`s); returns its results likewise."""
@@ -99,23 +108,12 @@ class Builder:
         if name in _CALLS:
             inner, consts = jaxapi.open_jaxpr(eqn.params[_CALLS[name]])
             return self.inline(inner, consts, operands, self._scoped(eqn, caller))
-        if name == "scan":
-            return self._unroll(eqn, operands, self._scoped(eqn, caller))
-        if name == "cond" and isinstance(operands[0], _Known):
-            branches = eqn.params["branches"]
-            taken, consts = jaxapi.open_jaxpr(branches[int(np.clip(operands[0].value, 0, len(branches) - 1))])
-            return self.inline(taken, consts, operands[1:], self._scoped(eqn, caller))
-        if eqn.effects and name not in _CONTROL_FLOW:
+        if name in loops.NAMES and not self._foldable(eqn, operands):
+            return self._control_flow(eqn, operands, self._scoped(eqn, caller))
+        if eqn.effects:
             raise UnsupportedError(
                 f"'{name}' at {jaxapi.source_line(self._scoped(eqn, caller))} has a side effect on the host, which a "
                 f"wafer has not: take it out, such as jax.debug.print and callbacks"
-            )
-        if name in _CONTROL_FLOW:
-            line = jaxapi.source_line(self._scoped(eqn, caller))
-            raise UnsupportedError(
-                f"'{name}' at {line}: its trip count or branch is known only at run time, and wsc "
-                f"places straight-line programs. Use a loop of fixed length (jax.lax.scan, fori_loop with constant "
-                f"bounds) or jnp.where, or compile the loop's body alone."
             )
         if name in _IDENTITIES or _is_same_type(eqn) or _is_max_with_minus_inf(eqn, operands):
             if _is_max_with_minus_inf(eqn, operands) and isinstance(operands[0], _Known):
@@ -123,6 +121,9 @@ class Builder:
             return list(operands)[: len(eqn.outvars)]
         if self._foldable(eqn, operands):
             return self._fold(eqn, operands)
+        if name == "dynamic_slice" and all(isinstance(o, _Known) for o in operands[1:]):
+            starts, sizes = tuple(int(o.value) for o in operands[1:]), tuple(eqn.params["slice_sizes"])
+            return [self._helper(partial(_piece, starts, sizes), operands[:1], self._scoped(eqn, caller))]
         return self.append(eqn, [self.as_atom(o) for o in operands], caller)
 
     def as_atom(self, value):
@@ -148,6 +149,8 @@ class Builder:
         self.eqns.append(jaxapi.rescope(eqn, caller, atoms, outvars))
         if key is not None:
             self.seen[key] = outvars
+        if eqn.primitive.name in VIEWS and not isinstance(atoms[0], Literal) and atoms[0] in self.stored:
+            self.stored.update(outvars)
         return outvars
 
     def key(self, eqn, operands):
@@ -176,26 +179,78 @@ class Builder:
             self.seen[key] = known
         return self.seen[key]
 
-    def _unroll(self, eqn, operands, caller) -> list:
+    def _control_flow(self, eqn, operands, caller) -> list:
+        if eqn.primitive.name == "cond":
+            return self._branches(eqn, operands, caller)
+        if eqn.primitive.name == "while":
+            return self._while(eqn, operands, caller)
         length, nconsts, ncarry = jaxapi.scan_counts(eqn)
-        if length > MAX_UNROLL:
+        body, consts = jaxapi.open_jaxpr(eqn.params["jaxpr"])
+        if not length and len(eqn.outvars) > ncarry:
             raise UnsupportedError(
-                f"'scan' of {length} steps at {jaxapi.source_line(eqn)}: wsc unrolls a scan onto the wafer, up to "
-                f"{MAX_UNROLL} steps. Scan over fewer steps a call, or compile the body alone."
+                f"'scan' of no steps at {jaxapi.source_line(caller)} has results to stack: give it a step"
             )
-        body, body_consts = jaxapi.open_jaxpr(eqn.params["jaxpr"])
-        consts, carry, stacked = operands[:nconsts], operands[nconsts : nconsts + ncarry], operands[nconsts + ncarry :]
+        fixed, own = operands[:nconsts], operands[nconsts:]
+        if length <= 1 or self._over_layers(body, fixed, own[ncarry:], length):
+            return self._unroll(eqn, (body, consts), (fixed, own[:ncarry], own[ncarry:]), caller)
+        found = self._body(body, consts, [*fixed, *[None] * len(own)], caller)
+        loop = Loop("scan", (found,), ncarry, length, bool(eqn.params["reverse"]))
+        return self._append_loop(eqn, caller, loop, own)
+
+    def _over_layers(self, body, fixed: list, stacked: list, length: int) -> bool:
+        """The steps of a scan are layers: its stacked operands are weights, or it takes weights by the step."""
+        if any(s in self.stored for s in stacked if not isinstance(s, _Known)):
+            return True
+        of = [v for v, a in zip(body.invars, fixed) if not isinstance(a, _Known) and a in self.stored]
+        return any(v.aval.shape[:1] == (length,) and _indexes(body, v) for v in of)
+
+    def _while(self, eqn, operands, caller) -> list:
+        (condition, c), (body, b) = (jaxapi.open_jaxpr(eqn.params[p]) for p in ("cond_jaxpr", "body_jaxpr"))
+        first, after = eqn.params["cond_nconsts"], eqn.params["cond_nconsts"] + eqn.params["body_nconsts"]
+        own = operands[after:]
+        mine: list = [None] * len(own)
+        bodies = (
+            self._body(condition, c, [*operands[:first], *mine], caller),
+            self._body(body, b, [*operands[first:after], *mine], caller),
+        )
+        loop = Loop("while", bodies, len(own), meter=self._meter(2))
+        return self._append_loop(eqn, caller, loop, own)
+
+    def _branches(self, eqn, operands, caller) -> list:
+        branches = [jaxapi.open_jaxpr(b) for b in eqn.params["branches"]]
+        if isinstance(operands[0], _Known):
+            taken, consts = branches[int(np.clip(operands[0].value, 0, len(branches) - 1))]
+            return self.inline(taken, consts, operands[1:], caller)
+        bodies = tuple(self._body(branch, consts, operands[1:], caller) for branch, consts in branches)
+        return self._append_loop(eqn, caller, Loop("cond", bodies, 0, meter=self._meter(len(bodies))), operands[:1])
+
+    def _body(self, jaxpr, consts, operands: list, caller) -> jaxapi.Jaxpr:
+        """A body over outer operands; None stands for what changes from trip to trip."""
+        inner = Builder(self)
+        args = [jaxapi.new_var(v.aval) if o is None else o for v, o in zip(jaxpr.invars, operands, strict=True)]
+        outs = [inner.as_atom(o) for o in inner.inline(jaxpr, consts, args, caller)]
+        own = [a for a, o in zip(args, operands) if o is None]
+        return jaxapi.Jaxpr([], own, outs, _live(inner.eqns, outs))
+
+    def _append_loop(self, eqn, caller, loop: Loop, operands: list) -> list:
+        outvars = [jaxapi.new_var(v.aval) for v in eqn.outvars]
+        self.eqns.append(loops.make(eqn, caller, loop, [self.as_atom(o) for o in operands], outvars))
+        return outvars
+
+    def _meter(self, bodies: int) -> int:
+        first = sum(self.meters)
+        self.meters.append(bodies)
+        return first
+
+    def _unroll(self, eqn, closed, operands, caller) -> list:
+        (body, body_consts), (consts, carry, stacked) = closed, operands
+        length = eqn.params["length"]
         rows: list = [None] * length
         for i in reversed(range(length)) if eqn.params["reverse"] else range(length):
             elements = [self._helper(partial(_element, i), [s], caller) for s in stacked]
             results = self.inline(body, body_consts, [*consts, *carry, *elements], caller)
-            carry, rows[i] = results[:ncarry], results[ncarry:]
-        columns = list(zip(*rows, strict=True)) if length else []
-        if not length and len(eqn.outvars) > ncarry:
-            raise UnsupportedError(
-                f"'scan' of no steps at {jaxapi.source_line(eqn)} has results to stack: give it a step"
-            )
-        return [*carry, *(self._helper(_stack, c, caller) for c in columns)]
+            carry, rows[i] = results[: len(carry)], results[len(carry) :]
+        return [*carry, *(self._helper(_stack, c, caller) for c in zip(*rows, strict=True))]
 
     def _helper(self, fn, operands, caller):
         avals = [jax.typeof(o.value) if isinstance(o, _Known) else o.aval for o in operands]
@@ -210,8 +265,26 @@ def _element(i, array):
     return jax.lax.index_in_dim(array, i, keepdims=False)
 
 
+def _piece(starts, sizes, array):
+    begins = [min(max(b, 0), n - size) for b, n, size in zip(starts, array.shape, sizes, strict=True)]
+    return jax.lax.slice(array, begins, [b + size for b, size in zip(begins, sizes, strict=True)])
+
+
 def _stack(*arrays):
     return jax.numpy.stack(arrays)
+
+
+def _indexes(jaxpr, v) -> bool:
+    """A jaxpr takes a slice or row of its variable `v`, be it in a call."""
+    for eqn in jaxpr.eqns:
+        if any(a is v for a in eqn.invars):
+            if eqn.primitive.name in _INDEXING and eqn.invars[0] is v:
+                return True
+            if eqn.primitive.name in _CALLS:
+                inner, _ = jaxapi.open_jaxpr(eqn.params[_CALLS[eqn.primitive.name]])
+                if any(_indexes(inner, w) for w, a in zip(inner.invars, eqn.invars, strict=True) if a is v):
+                    return True
+    return False
 
 
 def _is_key(value) -> bool:

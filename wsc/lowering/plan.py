@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from wsc.lowering import jaxapi
+from wsc.lowering import jaxapi, loops
 from wsc.lowering.jaxapi import Literal
 from wsc.lowering.normalize import Normal
 from wsc.lowering.roles import Roles, Weight
@@ -219,8 +219,14 @@ def _fill(stages: list[Stage], normal: Normal, roles: Roles, data, views, place)
 def _signature(stage: Stage, roles: Roles, params: dict[tuple, tuple]) -> tuple:
     """Equal for stages that differ only in which weights and state they use."""
     local: dict = {}
+    rows = _rows(stage.eqns, local, roles, params)
+    ends = tuple(tuple(local[v][0] for v in vs) for vs in (stage.exports, stage.results))
+    return rows, ends
+
+
+def _rows(eqns, local: dict, roles: Roles, params: dict[tuple, tuple]) -> tuple:
     rows = []
-    for eqn in stage.eqns:
+    for eqn in eqns:
         refs = []
         for a in eqn.invars:
             if isinstance(a, Literal):
@@ -232,11 +238,36 @@ def _signature(stage: Stage, roles: Roles, params: dict[tuple, tuple]) -> tuple:
         for v in eqn.outvars:
             local[v] = (len(local), roles.of(v), v.aval.shape, jaxapi.dtype_name(v.aval.dtype))
         key = eqn.primitive.name, id(eqn.params)  # equations of one traced function share theirs
+        if loop := loops.loop_of(eqn):
+            rows.append((_loop(loop, local, roles, params), tuple(refs)))
+            continue
         if key not in params:
             params[key] = _params(eqn)
         rows.append((eqn.primitive.name, params[key], tuple(refs)))
-    ends = tuple(tuple(local[v][0] for v in vs) for vs in (stage.exports, stage.results))
-    return tuple(rows), ends
+    return tuple(rows)
+
+
+def _loop(loop: loops.Loop, local: dict, roles: Roles, params: dict[tuple, tuple]) -> tuple:
+    """A loop but for the meters of its bodies."""
+    found = []
+    for body in loop.bodies:
+        for v in body.invars:
+            local[v] = (len(local), roles.of(v), v.aval.shape, jaxapi.dtype_name(v.aval.dtype))
+        rows = _rows(body.eqns, local, roles, params)
+        ends = tuple(repr(a.val) if isinstance(a, Literal) else local[a][0] for a in body.outvars)
+        found.append((rows, ends))
+    return loop.kind, loop.carried, loop.length, loop.reverse, tuple(found)
+
+
+def body_stage(name: str, body: jaxapi.Jaxpr, roles: Roles) -> Stage:
+    """The body of a loop as a stage of its own; what it reads of the stage around it is not an entry."""
+    data = {id(e) for e in body.eqns if not all(roles.flexible(v) for v in e.outvars)}
+    eqns = sorted(body.eqns, key=lambda e: (id(e) in data, roles.of(e.outvars[0]) == "weight"))
+    own = [v for e in eqns for v in e.outvars]
+    ends = [v for v in dict.fromkeys(a for a in body.outvars if not isinstance(a, Literal)) if v in {*own}]
+    states = [v for v in body.invars if roles.of(v) == "state"]
+    entries = [v for v in body.invars if roles.of(v) == "activation"]
+    return Stage(name, eqns, [id(e) in data for e in eqns], entries, [], ends, [], states)
 
 
 def _params(eqn) -> tuple:

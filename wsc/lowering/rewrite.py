@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from wsc.lowering import jaxapi
+from wsc.lowering import jaxapi, loops
 from wsc.lowering.jaxapi import Literal
 from wsc.lowering.normalize import Builder, Normal, finish
 from wsc.lowering.rules.shape import groups
@@ -61,6 +61,10 @@ class _Rewriter:
         env: dict = {v: v for v in (*jaxpr.invars, *jaxpr.constvars)}
         old: dict = {}  # new variable -> how often the one it stands for is used
         for eqn in jaxpr.eqns:
+            if loops.loop_of(eqn):
+                self.builder.eqns.append(loops.replaced(eqn, env))
+                env.update((v, v) for v in eqn.outvars)
+                continue
             atoms = [a if isinstance(a, Literal) else env[a] for a in eqn.invars]
             found = self._better(eqn, atoms, old)
             if found is None:

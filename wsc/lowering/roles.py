@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from wsc.lowering import jaxapi
+from wsc.lowering import jaxapi, loops
 from wsc.lowering.jaxapi import Literal
 from wsc.lowering.normalize import Normal
 from wsc.lowering.rules.flexible import THROUGH
@@ -69,15 +69,52 @@ def find_roles(normal: Normal, names: tuple[str, ...], weight_leaves: frozenset[
     if not any(k in ("activation", "weight", "state") for k in kind.values()):
         kind.update((v, "activation") for v in jaxpr.invars if v.aval.shape != ())
 
+    _follow(jaxpr.eqns, kind)
     for eqn in jaxpr.eqns:
-        found = {"constant" if isinstance(a, Literal) else kind[a] for a in eqn.invars}
-        result = _result_kind(eqn, found, kind)
-        kind.update((v, result) for v in eqn.outvars)
         if eqn.primitive.name == "slice" and eqn.invars[0] in weights and _is_row(eqn):
             whole, out = weights[eqn.invars[0]], eqn.outvars[0]
             start = eqn.params["start_indices"][0]
             weights[out] = Weight(whole.path, start, tuple(out.aval.shape), whole.dtype)
     return Roles(kind, weights, dict(zip(jaxpr.invars, names, strict=True)))
+
+
+def _follow(eqns, kind: dict) -> None:
+    """The kinds of what equations make, bodies of loops included."""
+    for eqn in eqns:
+        if loop := loops.loop_of(eqn):
+            _follow_loop(eqn, loop, kind)
+            continue
+        found = {_kind_of(a, kind) for a in eqn.invars}
+        result = _result_kind(eqn, found, kind)
+        kind.update((v, result) for v in eqn.outvars)
+
+
+def _follow_loop(eqn, loop: loops.Loop, kind: dict) -> None:
+    """What is carried is state when it begins as a weight or state, control as long as nothing else flows into it."""
+    operands = loops.operands_of(eqn)
+    carried = [_kind_of(a, kind) for a in operands[: loop.carried]]
+    carried = ["state" if k in ("weight", "state") else "control" if k == "constant" else k for k in carried]
+    while True:
+        for body in loop.bodies:
+            own = [*carried, *(_kind_of(a, kind) for a in operands[loop.carried :])] if body.invars else []
+            kind.update(zip(body.invars, own, strict=True))
+            _follow(body.eqns, kind)
+        if loop.kind == "cond":
+            break
+        ends = [_kind_of(a, kind) for a in loop.bodies[-1].outvars[: loop.carried]]
+        joined = [
+            "activation" if b == "control" and e in ("activation", "state", "weight") else b
+            for b, e in zip(carried, ends, strict=True)
+        ]
+        if joined == carried:
+            break
+        carried = joined
+    kept = [k if k == "state" else "activation" for k in carried]
+    kind.update(zip(eqn.outvars, [*kept, *["activation"] * (len(eqn.outvars) - len(kept))], strict=True))
+
+
+def _kind_of(atom, kind: dict) -> str:
+    return "constant" if isinstance(atom, Literal) else kind[atom]
 
 
 def _result_kind(eqn, found: set[str], kind: dict) -> str:
@@ -95,11 +132,25 @@ def _states(jaxpr, weight_leaves) -> set[int]:
     """Arguments that come back as results after being written into, such as a KV cache."""
     written = {v: i for i, v in enumerate(jaxpr.invars) if i not in weight_leaves and v.aval.shape != ()}
     origin = dict(written)
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name in UPDATES and not isinstance(eqn.invars[0], Literal) and eqn.invars[0] in origin:
-            origin[eqn.outvars[0]] = origin[eqn.invars[0]]
+    _follow_updates(jaxpr.eqns, origin)
     results = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
     return {i for v, i in origin.items() if v in results and v not in written}
+
+
+def _follow_updates(eqns, origin: dict) -> None:
+    """What is written into stays what it was; a loop that carries it may do so too."""
+    for eqn in eqns:
+        if eqn.primitive.name in UPDATES and not isinstance(eqn.invars[0], Literal) and eqn.invars[0] in origin:
+            origin[eqn.outvars[0]] = origin[eqn.invars[0]]
+        if (loop := loops.loop_of(eqn)) and loop.carried:
+            carried = loops.operands_of(eqn)[: loop.carried]
+            body = loop.bodies[-1]
+            known = [(v, a) for v, a in zip(body.invars, carried) if not isinstance(a, Literal) and a in origin]
+            origin.update((v, origin[a]) for v, a in known)
+            _follow_updates(body.eqns, origin)
+            for v, end, out in zip(body.invars, body.outvars, eqn.outvars):
+                if not isinstance(end, Literal) and end is not v and origin.get(end, -1) == origin.get(v):
+                    origin[out] = origin[v]
 
 
 def _is_row(eqn) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from wsc.errors import UnsupportedError
-from wsc.lowering import jaxapi
+from wsc.lowering import jaxapi, loops
 from wsc.lowering.fuse import fuse
 from wsc.lowering.jaxapi import Literal
 from wsc.lowering.layout import Grid, Layout, relayout, whole
@@ -24,6 +24,7 @@ from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR
 from wsc.lowering.rules.flexible import VIEWS, pull
 from wsc.lowering.rules.registry import default_layout, vector
 from wsc.lowering.strategy import WSC, Strategy
+from wsc.lowering.tile_loops import TiledLoop, finish_loop, tile_loop
 from wsc.lowering.tiled import Stored, TiledOp, TiledStage, tile_bytes
 from wsc.machine.steps import Compute, Multicast, Shift, Step
 from wsc.machine.wafer import Wafer
@@ -43,17 +44,17 @@ def tile_stage(
     `states` says how state lies, by position, where that is decided, `uses` how weights do; `hints` where values will
     be wanted; `apart`, that products may keep second accumulators."""
     budget = int(wafer.colors)
-    tiled = _Tiler(stage, roles, Where(grid, wafer, strategy, apart), states, hints, uses).run()
+    tiled = Tiler(stage, roles, Where(grid, wafer, strategy, apart), states, hints, uses).run()
     while tiled.colors > wafer.colors and budget > 1:
         budget -= 1
-        tiled = _Tiler(
+        tiled = Tiler(
             stage, roles, Where(grid, replace(wafer, colors=budget), strategy, apart), states, hints, uses
         ).run()
         tiled.wafer = wafer
     return tiled
 
 
-class _Tiler:
+class Tiler:
     def __init__(self, stage: Stage, roles: Roles, where: Where, states, hints, uses):
         self.stage, self.roles, self.where, self.hints = stage, roles, where, hints
         self.at: dict[Any, Layout] = {
@@ -63,7 +64,8 @@ class _Tiler:
         self.came: dict[tuple, int] = {}  # (value, layout) already brought about, in order, and the bytes it takes
         self.decided, self.uses = uses, {}
         self.seen = _seen_through(stage)
-        self.ops: list[TiledOp | None] = [None] * len(stage.eqns)
+        self.loops: dict[int, TiledLoop] = {}  # by the id of their equation
+        self.scopes: list[tuple[set, list[Step]]] = []  # bodies we are in: their variables, and what is done before
         self.spreads = {
             e.outvars[0]: e
             for e, data in zip(stage.eqns, stage.data, strict=True)
@@ -73,13 +75,7 @@ class _Tiler:
     def run(self) -> TiledStage:
         for v in self.stage.entries:
             self.at[v] = default_layout(v.aval.shape, self.where)
-        for n, eqn in enumerate(self.stage.eqns):
-            if self.stage.data[n]:
-                self.ops[n] = self._data_op(eqn)
-        for n in reversed(range(len(self.stage.eqns))):
-            if not self.stage.data[n]:
-                self.ops[n] = self._flexible_op(self.stage.eqns[n])
-        ops = [op for op in self.ops if op is not None]
+        ops = self.backward(self.stage, self.forward(self.stage))
         ops = fuse(self.stage, self.roles, ops, self.where.wafer, self.where.strategy)
         self._lay_exports(ops)
         weights = [s for p, v in enumerate(self.stage.weights) for s in self._stored(p, v)]
@@ -100,39 +96,77 @@ class _Tiler:
         tiled.buffers = lifetimes(self.stage, self.roles, self._sizes, self.came)
         return tiled
 
+    def forward(self, stage: Stage) -> list[TiledOp | None]:
+        """Data ops in order; None for those that lie as their users want them."""
+        return [self._data_op(e) if data else None for e, data in zip(stage.eqns, stage.data, strict=True)]
+
+    def backward(self, stage: Stage, ops: list[TiledOp | None]) -> list[TiledOp]:
+        """The others, last one first: all their users are known."""
+        found = []
+        for eqn, op in zip(reversed(stage.eqns), reversed(ops), strict=True):
+            if id(eqn) in self.loops:
+                op = finish_loop(self, eqn, self.loops[id(eqn)])
+            found.append(op or self._flexible_op(eqn))
+        return found[::-1]
+
+    def snapshot(self) -> tuple:
+        """What was decided so far."""
+        wanted = {v: dict(found) for v, found in self.wanted.items()}
+        return dict(self.at), wanted, dict(self.came), dict(self.uses), dict(self.loops)
+
+    def restore(self, saved: tuple) -> None:
+        self.at, self.wanted, self.came, self.uses, self.loops = saved
+
     def _data_op(self, eqn) -> TiledOp:
+        if loop := loops.loop_of(eqn):
+            found = self.loops[id(eqn)] = tile_loop(self, eqn, loop)
+            self.at.update(zip(eqn.outvars, found.outs, strict=True))
+            return TiledOp((None,) * len(eqn.invars), found.outs, ())
         op = self._as_op(eqn)
         if op.name not in RULES:
             raise UnsupportedError(_no_rule(eqn, self.stage.name))
         lowered = RULES[op.name](op, self.where)
         steps: list[Step] = []
-        for atom, operand, want in zip(eqn.invars, op.ins, lowered.ins, strict=True):
-            if isinstance(atom, Literal) or want is None:
-                continue
-            if self.roles.flexible(atom):
-                key = self.seen.get(atom), operand.shape
-                if op.name not in _KEEP and key[0] is not None:  # such as a scale: it comes from where it is kept
-                    kept, grid = self.decided.get(key, want), self.where.grid
-                    moved = relayout(operand.shape, operand.itemsize, kept, want, grid, self.where.wafer)
-                    if moved and (atom, want) not in self.came:
-                        self.came[atom, want] = self._bytes(atom, want)
-                        steps += moved
-                    want = kept
-                if key[0] is not None or op.name in _KEEP:
-                    self.uses.setdefault(key, want)
-                self.wanted.setdefault(atom, {})[want] = None
-            elif operand.layout is None:
-                self.at[atom] = want  # state, at its first use
-            elif operand.layout != want and (atom, want) not in self.came:
-                source, there = self._source(atom, want)
-                self.came[atom, want] = self._bytes(source, there)
-                steps += relayout(
-                    tuple(source.aval.shape), _itemsize(source.aval), self.at[source], there, self.where.grid,
-                    self.where.wafer,
-                )  # fmt: skip
+        for atom, want in zip(eqn.invars, lowered.ins, strict=True):
+            if not isinstance(atom, Literal) and want is not None:
+                steps += self.bring(atom, want, keeps=op.name in _KEEP)
         for v, layout in zip(eqn.outvars, lowered.outs, strict=True):
             self.at[v] = layout
-        return TiledOp(lowered.ins, lowered.outs, self._prepared([*steps, *lowered.steps]))
+        return TiledOp(lowered.ins, lowered.outs, self.prepared([*steps, *lowered.steps]))
+
+    def bring(self, atom, want: Layout, keeps: bool = False) -> list[Step]:
+        """The steps that lay a value as an op wants it; `keeps` says that the op decides how a weight is kept."""
+        if isinstance(atom, Literal):
+            return []
+        shape, grid, wafer = tuple(atom.aval.shape), self.where.grid, self.where.wafer
+        moved: tuple[Step, ...] = ()
+        if self.roles.flexible(atom):
+            key = self.seen.get(atom), shape
+            if not keeps and key[0] is not None:  # such as a scale: it comes from where it is kept
+                kept = self.decided.get(key, want)
+                if (atom, want) not in self.came:
+                    moved = relayout(shape, _itemsize(atom.aval), kept, want, grid, wafer)
+                if moved:
+                    self.came[atom, want] = self._bytes(atom, want)
+                want = kept
+            if key[0] is not None or keeps:
+                self.uses.setdefault(key, want)
+            self.wanted.setdefault(atom, {})[want] = None
+        elif atom not in self.at:
+            self.at[atom] = want  # state, at its first use
+        elif self.at[atom] != want and (atom, want) not in self.came:
+            source, there = self._source(atom, want)
+            self.came[atom, want] = self._bytes(source, there)
+            moved = relayout(tuple(source.aval.shape), _itemsize(source.aval), self.at[source], there, grid, wafer)
+        before = None
+        for own, ahead in reversed(self.scopes):
+            if atom in own:
+                break
+            before = ahead  # what changes from trip to trip is inside; the rest is brought once
+        if before is None:
+            return list(moved)
+        before += moved
+        return []
 
     def _source(self, atom, want: Layout) -> tuple[Any, Layout]:
         """What is brought to lay a value as `want`, and how: of a repeated value, what it repeats."""
@@ -143,7 +177,7 @@ class _Tiler:
             spread = self.spreads.get(atom)
         return atom, want
 
-    def _prepared(self, steps) -> tuple[Step, ...]:
+    def prepared(self, steps) -> tuple[Step, ...]:
         """What a compiler emits is straight-line code."""
         straight = self.where.strategy.compiled
         return tuple(replace(s, straight=straight) if isinstance(s, Shift | Multicast) else s for s in steps)
@@ -195,7 +229,7 @@ class _Tiler:
             want = default_layout(shape, self.where)
             steps = relayout(shape, _itemsize(v.aval), self.at[v], want, self.where.grid, self.where.wafer)
             op = ops[n]
-            ops[n] = TiledOp(op.ins, op.outs, (*op.steps, *self._prepared(steps)), op.control)
+            ops[n] = replace(op, steps=(*op.steps, *self.prepared(steps)))
 
     def _stored(self, position: int, v) -> list[Stored]:
         shape = tuple(v.aval.shape)

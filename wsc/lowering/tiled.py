@@ -11,6 +11,7 @@ from wsc.machine.colors import colors_needed
 from wsc.machine.cost import Cost, cost
 from wsc.machine.steps import Compute, Step
 from wsc.machine.wafer import Wafer
+from wsc.program import Body, with_bodies, work
 
 
 def tile_bytes(layout: Layout, shape: tuple[int, ...], dtype: Any, wafer: Wafer) -> int:
@@ -31,6 +32,7 @@ class TiledOp:
     outs: tuple[Layout | None, ...]
     steps: tuple[Step, ...]
     control: bool = False
+    bodies: tuple[Body, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class TiledStage:
     @cached_property
     def colors(self) -> int:
         """Colors that the communication of the stage takes."""
-        return colors_needed((s for op in self.ops for s in op.steps), self.wafer)
+        return colors_needed((s for op in self.ops for s, _ in work(op)), self.wafer)
 
     @cached_property
     def kept_bytes(self) -> int:
@@ -76,7 +78,7 @@ class TiledStage:
         """The second accumulators that products keep in another bank, a PE: those of the largest."""
         twins = [
             b.length * b.itemsize
-            for op in self.ops
+            for op in with_bodies(self.ops)
             for a, b in itertools.pairwise(op.steps)
             if isinstance(a, Compute) and isinstance(b, Compute) and a.kind == "fmac" and a.maps and not a.conflict
         ]
@@ -90,4 +92,5 @@ class TiledStage:
     @cached_property
     def data_cost(self) -> Cost:
         """On the critical path: from the stage's input to its output."""
-        return sum((cost(s, self.wafer) for op in self.ops if not op.control for s in op.steps), Cost())
+        steps = (found for op in self.ops if not op.control for found in work(op))
+        return sum((cost(s, self.wafer) if n == 1 else cost(s, self.wafer) * n for s, n in steps), Cost())

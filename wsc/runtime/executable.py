@@ -75,7 +75,7 @@ class Executable:
 
     @cached_property
     def jitted(self):
-        """The flat function, jitted: (tiles of bound weights, *leaves) -> leaves."""
+        """The flat function, jitted: (tiles of bound weights, *leaves) -> (leaves, runs of counted bodies)."""
         if self._bound:
             return jax.jit(self._function.run)
         return jax.jit(lambda tiles, *flat: self._function(*flat))
@@ -91,13 +91,15 @@ class Executable:
 
     @cached_property
     def telemetry(self) -> Telemetry:
-        """The modelled work of one call; the same for every call, since a program is straight-line."""
+        """The modelled work of one call, each while loop and each branch taken once; a call returns its own, with the
+        trips that it took."""
         return Telemetry(self.program)
 
     def __call__(self, *args: Any) -> tuple[Any, Telemetry]:
         """Outputs, and what the wafer did. Raises ArgumentError when an argument is not what was compiled for."""
-        outputs = self.jitted(self.tiles, *self._bound_leaves(), *self._check(args))
-        return jax.tree.unflatten(self.out_tree, outputs), self.telemetry
+        outputs, counts = self.jitted(self.tiles, *self._bound_leaves(), *self._check(args))
+        telemetry = Telemetry(self.program, tuple(map(int, counts))) if counts else self.telemetry
+        return jax.tree.unflatten(self.out_tree, outputs), telemetry
 
     def seconds_on(self, wafer: Wafer) -> Any:
         """Modelled seconds of one call of this placed program on another wafer: a JAX function of its numbers, for

@@ -8,6 +8,7 @@ of the reduce that the step names.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 from wsc.layout import Layout
 from wsc.lowering import jaxapi
 from wsc.lowering.jaxapi import Literal
+from wsc.lowering.loops import loop_of
+from wsc.lowering.loops import run as run_loop
 from wsc.machine.steps import AllReduce
 from wsc.program import PlacedOp, Program
 from wsc.runtime.order import reduce_in_order
@@ -28,51 +31,59 @@ class Function:
     """A placed program as two functions of its flat inputs.
 
     `prepare(*inputs)` cuts weights into the tiles that the PEs hold, where that is not a mere reshape; it needs to be
-    done once for a set of weights. `run(tiles, *inputs)` computes the flat outputs.
+    done once for a set of weights. `run(tiles, *inputs)` computes the flat outputs, and how often each counted body of
+    a loop ran, by meter.
     """
 
     prepare: Callable[..., tuple]
-    run: Callable[..., list]
+    run: Callable[..., tuple[list, tuple]]
 
-    def __call__(self, *flat) -> list:
+    def __call__(self, *flat) -> tuple[list, tuple]:
         return self.run(self.prepare(*flat), *flat)
 
 
 def as_function(program: Program, order: str) -> Function:
     """What the placed program computes, adding in the given order."""
-    if order == "xla":
-        plain = jaxapi.as_function(*(program.written or (program.jaxpr, program.consts)))
-        return Function(lambda *flat: (), lambda tiles, *flat: plain(*flat))
-    jaxpr = program.jaxpr
-    placed = {id(op.eqn): op for _, op in program.ops() if op.name in _IN_ORDER and _participants(op)}
+    jaxpr, consts = program.jaxpr, program.consts
+    if order == "xla" and program.written:
+        jaxpr, consts = program.written
+    placed = {}
+    if order == "fabric":
+        placed = {id(op.eqn): op for _, op in program.ops() if op.name in _IN_ORDER and _participants(op)}
     stationary = _stationary(program, placed)
 
-    def evaluate(eqns, env, tiles):
+    def evaluate(eqns, env, counts, tiles):
         for eqn in eqns:
-            values = [a.val if isinstance(a, Literal) else env[a] for a in eqn.invars]
             op = placed.get(id(eqn))
-            if op is None:
-                results = jaxapi.bind(eqn, values)
+            if loop_of(eqn):
+                results = run_loop(eqn, env, counts, partial(evaluate, tiles=tiles))
             else:
-                results = [_IN_ORDER[op.name](op, values, tiles.get(id(eqn)))]
+                values = [_read(a, env) for a in eqn.invars]
+                results = [_IN_ORDER[op.name](op, values, tiles.get(id(eqn)))] if op else jaxapi.bind(eqn, values)
             env.update(zip(eqn.outvars, results, strict=True))
 
     def inputs(flat):
-        env = dict(zip(jaxpr.constvars, program.consts, strict=True))
+        env = dict(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, flat, strict=True))
         return env
 
     def prepare(*flat):
         env = inputs(flat)
-        evaluate([e for e in jaxpr.eqns if any(v in stationary.views for v in e.outvars)], env, {})
+        evaluate([e for e in jaxpr.eqns if any(v in stationary.views for v in e.outvars)], env, {}, {})
         return tuple(_tiles(op, side, env[op.eqn.invars[side]]) for op, side in stationary.dots)
 
     def run(tiles, *flat):
-        env = inputs(flat)
-        evaluate(jaxpr.eqns, env, {id(op.eqn): (side, t) for (op, side), t in zip(stationary.dots, tiles, strict=True)})
-        return [a.val if isinstance(a, Literal) else env[a] for a in jaxpr.outvars]
+        env, counts = inputs(flat), {}
+        ready = {id(op.eqn): (side, t) for (op, side), t in zip(stationary.dots, tiles, strict=True)}
+        evaluate(jaxpr.eqns, env, counts, ready)
+        metered = range(max(counts, default=-1) + 1)
+        return [_read(a, env) for a in jaxpr.outvars], tuple(counts.get(m, 0) for m in metered)
 
     return Function(prepare, run)
+
+
+def _read(atom, env: dict):
+    return atom.val if isinstance(atom, Literal) else env[atom]
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,8 @@ class _Stationary:
 
 def _stationary(program: Program, placed: dict[int, PlacedOp]) -> _Stationary:
     """Follow the stored weights through equations that read nothing else."""
+    if not placed:
+        return _Stationary([], set())
     stored = {v for v in program.jaxpr.invars if v in program.weight_vars}
     views = set()
     for eqn in program.jaxpr.eqns:

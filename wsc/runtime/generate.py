@@ -198,7 +198,7 @@ class LanguageModel(Executable):
 def _stepper(executable: Executable):
     """(weights, tokens, cache leaves) -> [logits, *cache leaves], the cache updated in place."""
     run = executable._function.run
-    step = jax.jit(lambda tiles, weights, tokens, cache: run(tiles, *weights, tokens, *cache), donate_argnums=3)
+    step = jax.jit(lambda tiles, weights, tokens, cache: run(tiles, *weights, tokens, *cache)[0], donate_argnums=3)
     return lambda weights, tokens, cache: step(executable.tiles, weights, tokens, cache)
 
 

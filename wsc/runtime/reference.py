@@ -7,12 +7,15 @@ renames, which no placement changes; they run as JAX runs them. `wsc.runtime.exe
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from wsc.layout import Layout
 from wsc.lowering import jaxapi
 from wsc.lowering.jaxapi import Literal
+from wsc.lowering.loops import Loop, loop_of
 from wsc.machine.collectives import group_size, k_levels
 from wsc.machine.reduce_tree import children
 from wsc.machine.steps import AllReduce
@@ -23,18 +26,51 @@ def interpret(program: Program, *flat) -> list[np.ndarray]:
     """Run a placed program on flat inputs; returns flat outputs."""
     env = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
     env.update(zip(program.jaxpr.invars, flat, strict=True))
-    placed = {id(op.eqn): op for _, op in program.ops()}
-    for eqn in program.jaxpr.eqns:
-        values = [np.asarray(a.val if isinstance(a, Literal) else env[a]) for a in eqn.invars]
+    _interpret(program.jaxpr.eqns, env, {id(op.eqn): op for _, op in program.ops()})
+    return [_read(a, env) for a in program.jaxpr.outvars]
+
+
+def _interpret(eqns: Sequence, env: dict, placed: dict) -> None:
+    for eqn in eqns:
         op = placed[id(eqn)]
-        if eqn.primitive.name == "dot_general" and not op.control:
+        values = [_read(a, env) for a in eqn.invars]
+        if loop := loop_of(eqn):
+            results = _loop(loop, values, env, placed)
+        elif eqn.primitive.name == "dot_general" and not op.control:
             results = [_dot(op, *values)]
         elif eqn.primitive.name == "reduce_sum" and not op.control:
             results = [_sum(op, values[0])]
         else:
             results = jaxapi.bind(eqn, values)
         env.update(zip(eqn.outvars, results, strict=True))
-    return [np.asarray(a.val if isinstance(a, Literal) else env[a]) for a in program.jaxpr.outvars]
+
+
+def _read(atom: Any, env: dict) -> Any:
+    dtype, value = atom.aval.dtype, atom.val if isinstance(atom, Literal) else env[atom]
+    return value if jaxapi.is_extended(dtype) else np.asarray(value)
+
+
+def _loop(loop: Loop, values: list, env: dict, placed: dict) -> list:
+    """Trip by trip, in plain Python."""
+
+    def body(i: int, own: list) -> list:
+        inside = {**env, **dict(zip(loop.bodies[i].invars, own, strict=True))}
+        _interpret(loop.bodies[i].eqns, inside, placed)
+        return [_read(a, inside) for a in loop.bodies[i].outvars]
+
+    n = loop.carried
+    if loop.kind == "cond":
+        return body(int(np.clip(values[0], 0, len(loop.bodies) - 1)), [])
+    if loop.kind == "while":
+        carried = values[:n]
+        while body(0, carried)[0]:
+            carried = body(1, carried)
+        return carried
+    carried, stacked, rows = values[:n], values[n : len(loop.bodies[0].invars)], {}
+    for t in reversed(range(loop.length)) if loop.reverse else range(loop.length):
+        results = body(0, [*carried, *(s[t] for s in stacked)])
+        carried, rows[t] = results[:n], results[n:]
+    return [*carried, *(np.stack([rows[t][i] for t in range(loop.length)]) for i in range(len(rows[0])))]
 
 
 def reduce_line(values: list[np.ndarray], algorithm: str, shape: tuple[int, ...] = ()) -> np.ndarray:

@@ -9,7 +9,7 @@ from wsc.machine.cost import Cost, cost, energy_joules
 from wsc.machine.numbers import Number, maximum
 from wsc.machine.steps import Step
 from wsc.machine.wafer import Wafer
-from wsc.program import PlacedOp, PlacedStage, Program
+from wsc.program import PlacedOp, PlacedStage, Program, with_bodies, work
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Telemetry:
     """The modelled work of one run of `program`. Cycles are modelled for `program.wafer`; see `program.conditions`."""
 
     program: Program
+    counts: tuple[int, ...] = ()  # how often each counted body of a loop ran; none: each once
 
     @cached_property
     def times(self) -> tuple[StageTimes, ...]:
@@ -85,8 +86,9 @@ class Telemetry:
 
     def of(self, what: tuple[Step, ...] | PlacedOp) -> Cost:
         """The cost of steps, or of one placed op."""
-        steps = what.steps if isinstance(what, PlacedOp) else what
-        return sum((self._cost(s) for s in steps), Cost())
+        if not isinstance(what, PlacedOp):
+            return sum((self._cost(s) for s in what), Cost())
+        return sum((self._cost(s) if n == 1 else self._cost(s) * n for s, n in work(what, self.counts)), Cost())
 
     def _cost(self, step: Step) -> Cost:
         """Each distinct step once."""
@@ -101,8 +103,8 @@ class Telemetry:
     def ops(self) -> list[dict]:
         """One row an op that does work: stage, primitive, weights, source line, cycles by cause, bytes, hops."""
         rows = []
-        for stage, op in self.program.ops():
-            if op.steps:
+        for stage, op in ((s, op) for s in self.program.stages for op in s.ops):
+            if op.steps or op.bodies:
                 found = self.of(op)
                 row = {"stage": stage.name, "op": op.name, "weights": list(op.weights), "source": op.source}
                 rows.append(row | {"control": op.control, "cycles": found.cycles} | dataclasses.asdict(found))
@@ -113,7 +115,8 @@ class Telemetry:
         return {}
 
     def _part(self, stage: PlacedStage, control: bool) -> Cost:
-        key = (stage.template, control)
+        counted = any(body.times is None for op in with_bodies(stage.ops) for body in op.bodies)
+        key = (id(stage) if counted else stage.template, counted, control)
         if key not in self._by_template:
             self._by_template[key] = sum((self.of(op) for op in stage.ops if op.control == control), Cost())
         return self._by_template[key]
