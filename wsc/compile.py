@@ -21,6 +21,7 @@ from wsc.lowering.rewrite import rewrite
 from wsc.lowering.roles import find_roles
 from wsc.lowering.search import Planned
 from wsc.lowering.strategy import WSC, Strategy, pair
+from wsc.lowering.updates import find_updates, homes, updated_weights
 from wsc.machine.wafer import Wafer
 from wsc.program import Program
 from wsc.runtime.executable import Executable, TimedLayer
@@ -152,8 +153,10 @@ def _plan(entry: Entry, strategy: Strategy, leader: Planned | None = None) -> _P
     """The passes before placement. The weights lie as the `leader` lays them."""
     traced = _trace(entry)
     written = normalize(traced, weight_leaves(entry))
-    normal = rewrite(written, weight_leaves(entry)) if strategy.compiled else written
-    roles = find_roles(normal, traced.arg_names, weight_leaves(entry))
+    updates = find_updates(traced, written)
+    weights = updated_weights(written, updates, weight_leaves(entry))
+    normal = rewrite(written, weights) if strategy.compiled else written
+    roles = find_roles(normal, traced.arg_names, weights, updates, homes(written, updates, weights))
     return _Plan(traced, written, normal, Planned(plan_stages(normal, roles), roles, strategy, leader))
 
 

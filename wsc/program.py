@@ -146,6 +146,7 @@ class PlacedStage:
     departures: tuple[Step, ...]  # to the host
     template: int  # stages of the same number are the same plan
     colors: int  # that its communication takes
+    home: int | None = None  # the stage that it is a later visit of: its region, memory and weights are that one's
 
     @property
     def used_bytes(self) -> int:
@@ -177,6 +178,11 @@ class Program:
                 yield stage, op
 
     @property
+    def regions(self) -> tuple[PlacedStage, ...]:
+        """One stage for each region: without later visits."""
+        return tuple(s for s in self.stages if s.home is None)
+
+    @property
     def layer(self) -> PlacedStage:
         """The stage that is repeated most, the first of its kind; of a transformer, a layer."""
         counts = [s.template for s in self.stages]
@@ -203,7 +209,7 @@ class Program:
         return self.as_text()
 
     def __repr__(self) -> str:
-        pes = sum(s.region.pes for s in self.stages)
+        pes = sum(s.region.pes for s in self.regions)
         where = f"{pes:,} PEs of {self.wafers} x {self.wafer.name}"
         return f"<Program: {len(self.stages)} stages on {where}, {self.conditions}>"
 

@@ -46,40 +46,55 @@ def _build(
     normal: Normal, planned: Planned, regions, wafer: Wafer, buffers: list[tuple[int, int]], entry: Conditions
 ) -> Program:
     stages, roles = planned.stages, planned.roles
-    made_in = {v: i for i, s in enumerate(stages) for v in s.exports}
+    visits = sorted((visit, i) for i, stage in enumerate(stages) for visit in stage.visits)
+    number = {visit: n for n, visit in enumerate(visits)}
+    makers = {v: number[visit, i] for i, s in enumerate(stages) for v, visit in _made(s).items()}
     templates: dict = {}
-    placed = []
-    shared: dict[int, list[str]] = {}  # the source lines of a template are looked up once
-    for i, (stage, region) in enumerate(zip(stages, regions, strict=True)):
-        tiled = planned.tile(i, region.grid, wafer)
-        template = templates.setdefault((stage.template, region.grid), len(templates))
+    placed: list[PlacedStage] = []
+    tops = [
+        _placed_ops(stage, planned.tile(i, r.grid, wafer), roles) for i, (stage, r) in enumerate(zip(stages, regions))
+    ]
+    for n, (visit, i) in enumerate(visits):
+        stage, region, tiled = stages[i], regions[i], planned.tile(i, regions[i].grid, wafer)
+        ordinal = stage.visits.index(visit)
+        home = None if ordinal == 0 else number[stage.visits[0], i]
+        template = templates.setdefault((stage.template, region.grid, ordinal), len(templates))
         weights = [roles.weights[v].name for v in stage.weights]
-        states = [roles.names.get(v, f"state {n}") for n, v in enumerate(stage.states)]
-        memory = memory_map(tiled, weights, states, *buffers[i])
-        over = over_by(max(a.end for a in memory), wafer)
-        if over:
-            raise FitError(
-                f"stage '{stage.name}' on {region} is over its SRAM by {over:,} B a PE: a larger region would fit; "
-                f"give more wafers, a shorter context or a smaller batch."
-            )
+        if home is None:
+            states = [roles.names.get(v, f"state {p}") for p, v in enumerate(stage.states)]
+            memory = memory_map(tiled, weights, states, *buffers[i])
+            over = over_by(max(a.end for a in memory), wafer)
+            if over:
+                raise FitError(
+                    f"stage '{stage.name}' on {region} is over its SRAM by {over:,} B a PE: a larger region would fit; "
+                    f"give more wafers, a shorter context or a smaller batch."
+                )
+        else:
+            memory = placed[home].memory
         straight = planned.strategy.compiled
-        arrivals = [(v, made_in.get(v), _bring(v, made_in.get(v), i, regions, wafer, straight)) for v in stage.entries]
-        if i == 0:
-            arrivals += [(None, None, (HostLink(n),)) for n in [_control_bytes(normal, roles)] if n]
-        departures = tuple(HostLink(_nbytes(v.aval)) for v in stage.results)
-        if template not in shared:
-            shared[template] = [jaxapi.source_line(e) for e in stage.eqns]
+        came = [v for v in stage.entries if _first_read(stage, v) == visit]
+        arrivals = []
+        for v in came:
+            source = makers.get(v)
+            steps = _bring(v, None if source is None else placed[source].region, region, wafer, straight)
+            arrivals.append((v, source, steps))
+        if n == 0:
+            arrivals += [(None, None, (HostLink(size),)) for size in [_control_bytes(normal, roles)] if size]
+        mine = [op for op, at in zip(tops[i], stage.visit, strict=True) if at == visit]
+        departures = tuple(HostLink(_nbytes(v.aval)) for v in stage.results if makers[v] == n)
+        sizes = [roles.weights[v].nbytes for v in stage.weights]
         placed.append(
             PlacedStage(
-                stage.name,
+                stage.name if home is None else f"{stage.name}, visit {ordinal + 1}",
                 region,
-                tuple(_ops(stage, tiled.ops, _named(stage, roles), roles, shared[template])),
-                tuple(_weights(tiled, weights, [roles.weights[v].nbytes for v in stage.weights])),
+                tuple(mine),
+                tuple(_weights(tiled, weights, sizes)) if home is None else (),
                 memory,
                 tuple(arrivals),
                 departures,
                 template,
                 tiled.colors,
+                home,
             )
         )
     wafers = 1 + max(r.wafer for r in regions)
@@ -87,6 +102,21 @@ def _build(
     return Program(
         normal.jaxpr, normal.consts, wafer, wafers, tuple(placed), entry.text, weight_vars, entry.tokens, entry.passes
     )
+
+
+def _made(stage: Stage) -> dict:
+    """The visit in which each value that leaves the stage is made."""
+    leaves = {*stage.exports, *stage.results}
+    return {v: at for e, at in zip(stage.eqns, stage.visit, strict=True) for v in e.outvars if v in leaves}
+
+
+def _first_read(stage: Stage, v: Any) -> int:
+    return min(at for e, at in zip(stage.eqns, stage.visit, strict=True) if v in e.invars)
+
+
+def _placed_ops(stage: Stage, tiled: TiledStage, roles: Roles) -> list[PlacedOp]:
+    sources = [jaxapi.source_line(e) for e in stage.eqns]
+    return list(_ops(stage, tiled.ops, {v: (roles.weights[v].name,) for v in stage.weights}, roles, sources))
 
 
 def _ops(stage: Stage, ops: Sequence[TiledOp], through: dict, roles: Roles, sources: list[str]) -> Iterator[PlacedOp]:
@@ -107,10 +137,6 @@ def _bodies(stage: Stage, eqn, op: TiledOp, through: dict, roles: Roles) -> Iter
         yield Body(tuple(_ops(inner, body.ops, through, roles, sources)), body.tail, body.times, loop.meter + i)
 
 
-def _named(stage: Stage, roles: Roles) -> dict:
-    return {v: (roles.weights[v].name,) for v in stage.weights}
-
-
 def _weights(tiled: TiledStage, names: list[str], sizes: list[int]):
     for stored in tiled.weights:
         yield _placed_weight(stored, names[stored.position], sizes[stored.position], tiled)
@@ -122,17 +148,14 @@ def _placed_weight(stored: Stored, name: str, nbytes: int, tiled: TiledStage) ->
     return PlacedWeight(name, stored.layout, stored.shape, nbytes, copies, tile * parts * copies)
 
 
-def _bring(
-    v: Any, source: int | None, target: int, regions: list[Region], wafer: Wafer, straight: bool
-) -> tuple[Step, ...]:
-    """The steps that bring an activation to a stage, laid along `y` as every stage expects its input.
+def _bring(v: Any, a: Region | None, b: Region, wafer: Wafer, straight: bool) -> tuple[Step, ...]:
+    """The steps that bring an activation to a region, from another or the host, laid along `y` as every stage expects its input.
 
     Side by side, every row sends its piece on, right across the new region. Otherwise the pieces travel down the
     columns, each column with its share, and then across."""
     nbytes = _nbytes(v.aval)
-    if source is None:
+    if a is None:
         return (HostLink(nbytes),)
-    a, b = regions[source], regions[target]
     if a.wafer != b.wafer:
         return (WaferLink(nbytes),)
     words = wavelets(nbytes, 1, wafer)

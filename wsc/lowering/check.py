@@ -1,5 +1,7 @@
 """The rules of a placed program, as a program: run after every compile, and in tests after every pass."""
 
+import itertools
+
 import numpy as np
 
 from wsc.layout import Grid, Layout
@@ -17,8 +19,11 @@ def check(programs: list[Program]) -> None:
             _inside(program, stage)
             if any(source is not None and source >= i for _, source, _ in stage.arrivals):
                 raise BrokenRule(f"stage {stage.name} waits for a later one")
-            if i and not program.stages[i - 1].region.touches(stage.region):
-                raise BrokenRule(f"stage {stage.name} does not touch the one before it")
+            if stage.home is not None and stage.region != program.stages[stage.home].region:
+                raise BrokenRule(f"stage {stage.name} is not where its first visit was")
+        for a, b in itertools.pairwise(program.regions):
+            if not a.region.touches(b.region):
+                raise BrokenRule(f"stage {b.name} does not touch the one before it")
         _apart(program)
         _alive(program)
         for stage in program.stages:
@@ -50,7 +55,7 @@ def _inside(program: Program, stage: PlacedStage) -> None:
 
 def _apart(program: Program) -> None:
     """No two regions overlap."""
-    regions = sorted((s.region for s in program.stages), key=lambda r: (r.wafer, r.y, r.x))
+    regions = sorted((s.region for s in program.regions), key=lambda r: (r.wafer, r.y, r.x))
     for i, a in enumerate(regions):
         for b in regions[i + 1 :]:
             if b.wafer > a.wafer or b.y >= a.y + a.height:

@@ -22,7 +22,7 @@ def lifetimes(
     gives the bytes of each layout that a value has, `copies` those of values brought into another one."""
     root: dict = {}
     last: dict = {}
-    first = dict.fromkeys(stage.entries, 0)
+    first = _arrivals(stage)
     for n, eqn in enumerate(stage.eqns):
         operands = [root.get(a, a) for a in eqn.invars if not isinstance(a, Literal)]
         last.update((a, n) for a in operands)
@@ -30,7 +30,7 @@ def lifetimes(
             same = eqn.primitive.name in VIEWS or roles.of(v) == "state"
             if same and operands:
                 root[v] = operands[eqn.outvars.index(v) if loop_of(eqn) else 0]
-            elif stage.data[n] or roles.of(v) == "control":
+            elif (stage.data[n] or roles.of(v) == "control") and not roles.stays(v):
                 first[v] = n
             last[root.get(v, v)] = n
     end = len(stage.eqns)
@@ -57,6 +57,16 @@ def lifetimes(
     for n, eqn in enumerate(stage.eqns):
         if loop := loop_of(eqn):
             found.append((_peak_of_bodies(stage, loop, roles, sizes_of, copies), n, n))
+    return found
+
+
+def _arrivals(stage: Stage) -> dict[Any, int]:
+    """When the stage's input comes: at the begin of the visit in which it is first read."""
+    begins = {visit: n for n, visit in reversed(list(enumerate(stage.visit)))}
+    found = dict.fromkeys(stage.entries, 0)
+    if len(begins) > 1:
+        for n, eqn in reversed(list(enumerate(stage.eqns))):
+            found.update((a, begins[stage.visit[n]]) for a in eqn.invars if not isinstance(a, Literal) and a in found)
     return found
 
 

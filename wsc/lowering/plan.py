@@ -32,23 +32,31 @@ class Stage:
     results: list[Any] = field(default_factory=list)  # activations for the host
     weights: list[Any] = field(default_factory=list)
     states: list[Any] = field(default_factory=list)
+    visit: list[int] = field(default_factory=list)  # of each equation: the number of the visit that it is part of
     template: tuple = ()
     template_number: int = 0  # equal for equal templates of one program
 
+    @property
+    def visits(self) -> list[int]:
+        """Times at which data comes to the stage and is worked on, numbered through the whole program: one, or in
+        training forward, backward and perhaps an update."""
+        return sorted({n for n, data in zip(self.visit, self.data) if data}) or [0]
+
 
 def plan_stages(normal: Normal, roles: Roles) -> list[Stage]:
-    """The stages of a program in the order data flows through them."""
+    """The stages of a program in the order data flows through them. Weights that are updated have one stage each, which
+    is visited again; others are stored again where they are used further on."""
     eqns = normal.jaxpr.eqns
     data = [i for i, e in enumerate(eqns) if not all(roles.flexible(v) for v in e.outvars)]
     views = {v: i for i, e in enumerate(eqns) if all(roles.flexible(o) for o in e.outvars) for v in e.outvars}
     used = [_weights_of(eqns[i], eqns, views, roles) for i in data]
-    names = _merge_small(used, roles)
-    names, place = _assign(eqns, data, used, names, roles)
-    _push_later(eqns, data, used, place, roles)
-    order = sorted(set(place))
-    renumber = {s: n for n, s in enumerate(order)}
-    stages = [Stage(names[s]) for s in order] or [Stage("program")]
-    _fill(stages, normal, roles, data, views, [renumber[p] for p in place])
+    keys = _merge_small(used, roles)
+    names, homes, visits = _assign(eqns, data, used, keys, roles)
+    _push_later(eqns, data, used, visits, homes, roles)
+    order = list(dict.fromkeys(homes[v] for v in sorted(set(visits))))
+    renumber = {home: n for n, home in enumerate(order)}
+    stages = [Stage(names[home]) for home in order] or [Stage("program")]
+    _fill(stages, normal, roles, data, views, visits, [renumber[homes[v]] for v in visits])
     return stages
 
 
@@ -60,7 +68,7 @@ def stage_key(weight: Weight) -> str:
     >>> stage_key(Weight("model.embed.embedding", None, (), None)), stage_key(Weight("p.blocks.w", 7, (), None))
     ('embed', 'blocks[7]')
     """
-    parts = re.findall(r"[^.\[\]]+|\[\d+\]", weight.path)
+    parts = re.findall(r"[^./\[\]]+|\[\d+\]", weight.path)
     parts = parts[1:] if parts[-1].startswith("[") else parts[1:-1]
     parts = parts[1:] if parts[:1] == ["params"] else parts
     if weight.index is not None:
@@ -78,6 +86,7 @@ def _weights_of(eqn, eqns, views, roles: Roles) -> list:
     found, todo = [], [a for a in eqn.invars if not isinstance(a, Literal)]
     while todo:
         v = todo.pop()
+        v = roles.homes.get(v, v)
         if v in roles.weights and (v not in views or roles.weights[v].index is not None):
             found.append(v)
         elif v in views:
@@ -103,29 +112,35 @@ def _merge_small(used: list[list], roles: Roles) -> dict:
     return {v: renamed[key] for v, key in keys.items()}
 
 
-def _assign(eqns, data, used, names, roles: Roles) -> tuple[list[str], list[int]]:
-    """Stage names in order of first use, and the stage of every data equation: never before its operands'."""
+def _assign(eqns, data, used, names, roles: Roles) -> tuple[list[str], list[int], list[int]]:
+    """By visit, in order: its name, and the visit at which its stage was first met. And the visit of every data
+    equation: never before its operands'."""
     labels: list[str] = []
+    homes: list[int] = []
     latest: dict[str, int] = {}
-    stage_of: dict = {}
-    place = []
+    first: dict[str, int] = {}
+    trained = {names[v] for v in names if v in roles.trained}
+    visit_of: dict = {}
+    visits = []
     for i, weights in zip(data, used, strict=True):
         eqn = eqns[i]
-        at = max((stage_of[a] for a in eqn.invars if not isinstance(a, Literal) and a in stage_of), default=0)
+        at = max((visit_of[a] for a in eqn.invars if not isinstance(a, Literal) and a in visit_of), default=0)
         for v in weights:
             key = names[v]
-            if key not in latest or latest[key] < at:  # first use, or a second use further on (tied weights)
-                again = key in latest
+            if key not in latest or latest[key] < at:  # first use, or a second use further on
+                again = key in latest and key not in trained
                 latest[key] = len(labels)
                 labels.append(f"{key} (again)" if again else key)
+                homes.append(first.setdefault(key, latest[key]) if key in trained else latest[key])
             at = max(at, latest[key])
-        place.append(at)
-        stage_of.update((v, at) for v in eqn.outvars)
-    return labels or ["program"], place
+        visits.append(at)
+        visit_of.update((v, at) for v in eqn.outvars)
+    return labels or ["program"], homes or [0], visits
 
 
-def _push_later(eqns, data, used, place: list[int], roles: Roles) -> None:
-    """Move weightless equations to their users' stage where that moves no more bytes between stages.
+def _push_later(eqns, data, used, place: list[int], homes: list[int], roles: Roles) -> None:
+    """Move weightless equations to their users' stage where that moves no more bytes between stages; what is computed
+    of stored values alone waits for the visit in which it is used. From one visit of a stage to the next nothing moves.
 
     Tentatively all of them are moved as far as they can be, and `sources` are the fewest bytes of values that would
     then have to go along. From the last one back, those that do not go along anyway are weighed against the result.
@@ -140,13 +155,18 @@ def _push_later(eqns, data, used, place: list[int], roles: Roles) -> None:
     first, late = list(place), list(place)
     for n in reversed(range(len(data))):
         fixed = used[n] or not reads[n] or any(roles.of(a) == "state" for a in reads[n])
-        if not fixed and after[n]:
+        if after[n] and not fixed:
             late[n] = max(place[n], min(late[u] for u in after[n]))
+        elif after[n] and all(a in roles.homes for a in reads[n]):
+            until, mine = min(late[u] for u in after[n]), homes[place[n]]
+            place[n] = first[n] = late[n] = max(v for v in range(until + 1) if homes[v] == mine or v == place[n])
 
     sources: list[set] = []
     for n in range(len(data)):
         found: set = set()
-        moving = [a for a in reads[n] if not any(first[u] >= late[n] for u in users[a])]
+        there = homes[late[n]]
+        moving = [a for a in reads[n] if not (a in maker and homes[first[maker[a]]] == there)]
+        moving = [a for a in moving if not any(first[u] >= late[n] for u in users[a])]
         for a in sorted(moving, key=lambda a: -_bytes([a])):
             pushed = a in maker and late[maker[a]] > first[maker[a]] and late[maker[a]] >= late[n]
             options = [sources[maker[a]], {a}] if pushed else [{a}]
@@ -169,8 +189,9 @@ def _bytes(values) -> int:
     return sum(jaxapi.nbytes(v.aval.shape, v.aval.dtype) for v in values)
 
 
-def _fill(stages: list[Stage], normal: Normal, roles: Roles, data, views, place) -> None:
+def _fill(stages: list[Stage], normal: Normal, roles: Roles, data, views, visits: list[int], place: list[int]) -> None:
     eqns = normal.jaxpr.eqns
+    visit_of = dict(zip(data, visits, strict=True))
     stage_of = {v: p for i, p in zip(data, place, strict=True) for v in eqns[i].outvars}
     outputs = {v for v in normal.jaxpr.outvars if not isinstance(v, Literal)}
     members: list[set[int]] = [set() for _ in stages]
@@ -188,12 +209,15 @@ def _fill(stages: list[Stage], normal: Normal, roles: Roles, data, views, place)
     exported: list[dict] = [{} for _ in stages]
     in_data = set(data)
     for s, (stage, indices) in enumerate(zip(stages, members, strict=True)):
-        order = sorted(indices, key=lambda i: (i in in_data, roles.of(eqns[i].outvars[0]) == "weight", i))
+        key = {i: (i in in_data, roles.of(eqns[i].outvars[0]) == "weight", visit_of.get(i, -1), i) for i in indices}
+        order = sorted(indices, key=key.__getitem__)
         stage.eqns = [eqns[i] for i in order]  # control first, as on the wafer; so equal layers read the same
         stage.data = [i in in_data for i in order]
+        begin = min((visit_of[i] for i in order if i in in_data), default=0)
+        stage.visit = [visit_of.get(i, begin) for i in order]
         seen: dict = {}
         for eqn in stage.eqns:
-            for a in eqn.invars:
+            for a in eqn.invars if not roles.is_row(eqn.outvars[0]) else ():  # of a stack: the row alone is stored
                 if isinstance(a, Literal) or a in seen:
                     continue
                 kind = seen[a] = roles.of(a)
@@ -206,7 +230,7 @@ def _fill(stages: list[Stage], normal: Normal, roles: Roles, data, views, place)
                 elif kind == "state" and a not in stage_of:
                     stage.states.append(a)
         made = (v for e, d in zip(stage.eqns, stage.data, strict=True) if d for v in e.outvars)
-        stage.results = [v for v in made if v in outputs and roles.of(v) != "state"]
+        stage.results = [v for v in made if v in outputs and roles.of(v) != "state" and not roles.stays(v)]
     known: dict[tuple, int] = {}
     params: dict[tuple, tuple] = {}
     for stage, found in zip(stages, exported, strict=True):
@@ -221,7 +245,10 @@ def _signature(stage: Stage, roles: Roles, params: dict[tuple, tuple]) -> tuple:
     local: dict = {}
     rows = _rows(stage.eqns, local, roles, params)
     ends = tuple(tuple(local[v][0] for v in vs) for vs in (stage.exports, stage.results))
-    return rows, ends
+    if len(stage.visits) == 1:
+        return rows, ends
+    order = {v: n for n, v in enumerate(stage.visits)}
+    return rows, ends, tuple(order[v] for v in stage.visit)
 
 
 def _rows(eqns, local: dict, roles: Roles, params: dict[tuple, tuple]) -> tuple:

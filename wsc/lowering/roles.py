@@ -1,7 +1,10 @@
 """What every value is: weight, state, activation, constant or control. Told by following the data, not by position."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -9,8 +12,10 @@ import numpy as np
 from wsc.lowering import jaxapi, loops
 from wsc.lowering.jaxapi import Literal
 from wsc.lowering.normalize import Normal
-from wsc.lowering.rules.flexible import THROUGH
+from wsc.lowering.rules.flexible import THROUGH, VIEWS
+from wsc.lowering.updates import is_array
 
+NOTHING: Mapping = MappingProxyType({})
 UPDATES = {"dynamic_update_slice", "scatter", "scatter-add", "scatter_add"}
 
 
@@ -39,21 +44,44 @@ class Roles:
     kind: dict
     weights: dict
     names: dict
+    updates: dict = field(default_factory=dict)  # results that take the place of an argument: new variable -> old
+    homes: dict = field(default_factory=dict)  # state that lies as a weight does: variable -> weight
 
     def of(self, atom) -> str:
         return "constant" if isinstance(atom, Literal) else self.kind[atom]
+
+    @cached_property
+    def trained(self) -> frozenset:
+        """The weights that are updated."""
+        return frozenset(old for new, old in self.updates.items() if old in self.weights and new is not old)
+
+    def stays(self, v) -> bool:
+        """A result that takes the place of a weight, or of state: nothing of it goes to the host."""
+        return v in self.updates and is_array(v)
+
+    def is_row(self, v) -> bool:
+        """Layer i's weight, of a stack of them."""
+        return v in self.weights and self.weights[v].index is not None
 
     def flexible(self, atom) -> bool:
         """May lie in any way: its user decides."""
         return self.of(atom) in ("weight", "constant", "control")
 
 
-def find_roles(normal: Normal, names: tuple[str, ...], weight_leaves: frozenset[int]) -> Roles:
-    """Kinds by one forward pass; the argument leaves in `weight_leaves` are weights."""
+def find_roles(
+    normal: Normal,
+    names: tuple[str, ...],
+    weight_leaves: frozenset[int],
+    updates: Mapping[int, int] = NOTHING,
+    homes: Mapping = NOTHING,
+) -> Roles:
+    """Kinds by one forward pass; the argument leaves in `weight_leaves` are weights. `updates` has the results, by
+    position, that are new values of arguments, `homes` the state that belongs to a weight."""
     jaxpr = normal.jaxpr
     kind: dict = dict.fromkeys(jaxpr.constvars, "constant")
     weights: dict = {}
     states = _states(jaxpr, weight_leaves)
+    states |= {i for i in updates.values() if i not in weight_leaves and is_array(jaxpr.invars[i])}
     for i, v in enumerate(jaxpr.invars):
         floating = np.issubdtype(_np_dtype(v.aval), np.inexact)
         if i in weight_leaves and floating:
@@ -69,27 +97,35 @@ def find_roles(normal: Normal, names: tuple[str, ...], weight_leaves: frozenset[
     if not any(k in ("activation", "weight", "state") for k in kind.values()):
         kind.update((v, "activation") for v in jaxpr.invars if v.aval.shape != ())
 
-    _follow(jaxpr.eqns, kind)
+    trained = {jaxpr.invars[i] for o, i in updates.items() if jaxpr.outvars[o] is not jaxpr.invars[i]}
+    _follow(jaxpr.eqns, kind, {v for v in trained if kind[v] == "weight"})
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "slice" and eqn.invars[0] in weights and _is_row(eqn):
             whole, out = weights[eqn.invars[0]], eqn.outvars[0]
             start = eqn.params["start_indices"][0]
             weights[out] = Weight(whole.path, start, tuple(out.aval.shape), whole.dtype)
-    return Roles(kind, weights, dict(zip(jaxpr.invars, names, strict=True)))
+    kept = {jaxpr.outvars[o]: jaxpr.invars[i] for o, i in updates.items() if not isinstance(jaxpr.outvars[o], Literal)}
+    return Roles(kind, weights, dict(zip(jaxpr.invars, names, strict=True)), kept, dict(homes))
 
 
-def _follow(eqns, kind: dict) -> None:
-    """The kinds of what equations make, bodies of loops included."""
+def _follow(eqns, kind: dict, trained: set) -> None:
+    """The kinds of what equations make, bodies of loops included. What is computed of `trained` weights is no weight,
+    unless it is a view of them, or their values in another precision."""
     for eqn in eqns:
         if loop := loops.loop_of(eqn):
-            _follow_loop(eqn, loop, kind)
+            _follow_loop(eqn, loop, kind, trained)
             continue
         found = {_kind_of(a, kind) for a in eqn.invars}
         result = _result_kind(eqn, found, kind)
+        if result == "weight" and any(not isinstance(a, Literal) and a in trained for a in eqn.invars):
+            if eqn.primitive.name in VIEWS or eqn.primitive.name == "convert_element_type":
+                trained.update(eqn.outvars)
+            else:
+                result = "activation"
         kind.update((v, result) for v in eqn.outvars)
 
 
-def _follow_loop(eqn, loop: loops.Loop, kind: dict) -> None:
+def _follow_loop(eqn, loop: loops.Loop, kind: dict, trained: set) -> None:
     """What is carried is state when it begins as a weight or state, control as long as nothing else flows into it."""
     operands = loops.operands_of(eqn)
     carried = [_kind_of(a, kind) for a in operands[: loop.carried]]
@@ -98,7 +134,7 @@ def _follow_loop(eqn, loop: loops.Loop, kind: dict) -> None:
         for body in loop.bodies:
             own = [*carried, *(_kind_of(a, kind) for a in operands[loop.carried :])] if body.invars else []
             kind.update(zip(body.invars, own, strict=True))
-            _follow(body.eqns, kind)
+            _follow(body.eqns, kind, trained)
         if loop.kind == "cond":
             break
         ends = [_kind_of(a, kind) for a in loop.bodies[-1].outvars[: loop.carried]]

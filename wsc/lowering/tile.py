@@ -26,6 +26,7 @@ from wsc.lowering.rules.registry import default_layout, vector
 from wsc.lowering.strategy import WSC, Strategy
 from wsc.lowering.tile_loops import TiledLoop, finish_loop, tile_loop
 from wsc.lowering.tiled import Stored, TiledOp, TiledStage, tile_bytes
+from wsc.lowering.updates import IN_PLACE
 from wsc.machine.steps import Compute, Multicast, Shift, Step
 from wsc.machine.wafer import Wafer
 
@@ -64,6 +65,9 @@ class Tiler:
         self.came: dict[tuple, int] = {}  # (value, layout) already brought about, in order, and the bytes it takes
         self.decided, self.uses = uses, {}
         self.seen = _seen_through(stage)
+        self.kept: dict[Any, Layout] = {}  # how weights that are trained are stored
+        self.views = {e.outvars[0]: e for e, data in zip(stage.eqns, stage.data, strict=True) if not data}
+        self.gradients = _gradients(stage, roles) if roles.trained else {}
         self.loops: dict[int, TiledLoop] = {}  # by the id of their equation
         self.scopes: list[tuple[set, list[Step]]] = []  # bodies we are in: their variables, and what is done before
         self.spreads = {
@@ -112,10 +116,10 @@ class Tiler:
     def snapshot(self) -> tuple:
         """What was decided so far."""
         wanted = {v: dict(found) for v, found in self.wanted.items()}
-        return dict(self.at), wanted, dict(self.came), dict(self.uses), dict(self.loops)
+        return dict(self.at), wanted, dict(self.came), dict(self.uses), dict(self.loops), dict(self.kept)
 
     def restore(self, saved: tuple) -> None:
-        self.at, self.wanted, self.came, self.uses, self.loops = saved
+        self.at, self.wanted, self.came, self.uses, self.loops, self.kept = saved
 
     def _data_op(self, eqn) -> TiledOp:
         if loop := loops.loop_of(eqn):
@@ -130,9 +134,42 @@ class Tiler:
         for atom, want in zip(eqn.invars, lowered.ins, strict=True):
             if not isinstance(atom, Literal) and want is not None:
                 steps += self.bring(atom, want, keeps=op.name in _KEEP)
+        steps += lowered.steps
         for v, layout in zip(eqn.outvars, lowered.outs, strict=True):
             self.at[v] = layout
-        return TiledOp(lowered.ins, lowered.outs, self.prepared([*steps, *lowered.steps]))
+            if self.roles.stays(v):
+                steps += self._put_back(v, layout)
+        return TiledOp(lowered.ins, lowered.outs, self.prepared(steps))
+
+    def _put_back(self, v, now: Layout) -> tuple[Step, ...]:
+        """A new value takes the place of the old one."""
+        old = self.roles.updates[v]
+        there = self.kept.get(old) or self.at.get(old) or now
+        return relayout(tuple(v.aval.shape), _itemsize(v.aval), now, there, self.where.grid, self.where.wafer)
+
+    def _trained(self, atom) -> Any:
+        """The trained weight that a value is a view of, or None."""
+        position = None if isinstance(atom, Literal) or not self.roles.trained else self.seen.get(atom)
+        weight = None if position is None else self.stage.weights[position]
+        return weight if weight in self.roles.trained else None
+
+    def _as_kept(self, atom, weight) -> Layout:
+        """How a view of a trained weight lies, that being stored as it is."""
+        if atom is weight:
+            return self.kept[weight]
+        eqn = self.views[atom]
+        op = self._as_op(eqn)
+        source = replace(op.ins[0], layout=self._as_kept(eqn.invars[0], weight))
+        return RULES[op.name](replace(op, ins=(source, *op.ins[1:])), self.where).outs[0]
+
+    def _keep(self, atom, weight, want: Layout) -> None:
+        """A trained weight is stored as its first use wants it."""
+        while atom is not weight:
+            eqn = self.views[atom]
+            shapes = [tuple(a.aval.shape) for a in eqn.invars]
+            want = pull(eqn.primitive.name, eqn.params, shapes, tuple(atom.aval.shape), want)[0]
+            atom = eqn.invars[0]
+        self.kept[weight] = want
 
     def bring(self, atom, want: Layout, keeps: bool = False) -> list[Step]:
         """The steps that lay a value as an op wants it; `keeps` says that the op decides how a weight is kept."""
@@ -140,7 +177,15 @@ class Tiler:
             return []
         shape, grid, wafer = tuple(atom.aval.shape), self.where.grid, self.where.wafer
         moved: tuple[Step, ...] = ()
-        if self.roles.flexible(atom):
+        if (weight := self._trained(atom)) is not None:
+            if weight not in self.kept:
+                self._keep(atom, weight, want)
+            kept = self._as_kept(atom, weight)
+            if kept != want and (atom, want) not in self.came:
+                moved = relayout(shape, _itemsize(atom.aval), kept, want, grid, wafer)
+                self.came[atom, want] = self._bytes(atom, want) if moved else 0
+            self.wanted.setdefault(atom, {})[kept] = None
+        elif self.roles.flexible(atom):
             key = self.seen.get(atom), shape
             if not keeps and key[0] is not None:  # such as a scale: it comes from where it is kept
                 kept = self.decided.get(key, want)
@@ -187,7 +232,11 @@ class Tiler:
         for a in eqn.invars:
             shape, itemsize = tuple(a.aval.shape), _itemsize(a.aval)
             layout = None if isinstance(a, Literal) else self.at.get(a)
-            if layout is None and not isinstance(a, Literal):
+            if (weight := self._trained(a)) in self.kept and eqn.primitive.name not in VIEWS:
+                layout = self._as_kept(a, weight)
+            elif layout is None and not isinstance(a, Literal) and self.roles.homes.get(a) in self.kept:
+                layout = self.at[a] = self.kept[self.roles.homes[a]]
+            elif layout is None and not isinstance(a, Literal):
                 layout = self.decided.get((self.seen.get(a), shape)) if eqn.primitive.name in _KEEP else None
             ins.append(Operand(shape, itemsize, self.roles.of(a), layout))
         outs = [v.aval for v in eqn.outvars]
@@ -197,7 +246,7 @@ class Tiler:
             tuple(ins),
             tuple(tuple(o.shape) for o in outs),
             tuple(map(_itemsize, outs)),
-            self.hints.get(eqn.outvars[0]),
+            self.hints.get(eqn.outvars[0]) or self.kept.get(self.gradients.get(eqn.outvars[0])),
         )
 
     def _flexible_op(self, eqn) -> TiledOp:
@@ -250,6 +299,21 @@ def _by_rows(step: Compute, tile: tuple[int, ...]) -> Compute:
     if len(tile) < 2 or tile[0] == 1:
         return step
     return replace(step, calls=step.calls * tile[0], length=step.length // tile[0], maps=1, bare=False)
+
+
+def _gradients(stage: Stage, roles: Roles) -> dict[Any, Any]:
+    """What ends up, element by element, in the new value of a weight: value -> weight."""
+    makers = {v: e for e in stage.eqns for v in e.outvars}
+    found: dict[Any, Any] = {}
+    for new, old in roles.updates.items():
+        todo = [new] if new in makers and old in roles.trained else []
+        while todo:
+            v = todo.pop()
+            if isinstance(v, Literal) or v in found or v not in makers or v.aval.shape != old.aval.shape:
+                continue
+            found[v] = old
+            todo += makers[v].invars if makers[v].primitive.name in IN_PLACE else []
+    return found
 
 
 def _seen_through(stage: Stage) -> dict[Any, int]:

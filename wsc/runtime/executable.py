@@ -145,7 +145,7 @@ class Executable:
 
     def memory_analysis(self) -> MemoryStats:
         """Where the bytes are, summed over all PEs of all regions."""
-        stages = self.program.stages
+        stages = self.program.regions
         weights = [w for s in stages for w in s.weights]
         by_kind = dict.fromkeys(("code", "state", "buffer"), 0)
         for stage in stages:

@@ -206,7 +206,7 @@ class Telemetry:
             "link_bytes": total.link_bytes,
             "energy_joules": sum(self.energy.values()),
             "dynamic_energy_joules": self.energy["cores"] + self.energy["fabric"],
-            "pes": float(sum(s.region.pes for s in self.program.stages)),
+            "pes": float(sum(s.region.pes for s in self.program.regions)),
             "wafers": float(self.program.wafers),
         }
 

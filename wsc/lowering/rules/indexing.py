@@ -86,7 +86,7 @@ def dynamic_update_slice_rule(op: Op, where: Where) -> Lowered:
 def scatter_rule(op: Op, where: Where) -> Lowered:
     """Every PE sees all updates and applies those it owns."""
     operand, indices, updates = op.ins
-    at = operand.laid()
+    at = operand.layout or op.hint or operand.laid()
     write = vector(whole(updates.rank), updates.shape, updates.itemsize, where)
     return Lowered((at, whole(indices.rank), whole(updates.rank)), (at,), (write,))
 

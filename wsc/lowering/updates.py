@@ -1,0 +1,107 @@
+"""Updates: which results of a program are new values of its arguments, such as weights and optimizer state after a
+training step. They take the place of the old ones, on the same PEs; nothing of them goes to the host."""
+
+from typing import Any
+
+import jax
+
+from wsc.lowering import jaxapi, loops
+from wsc.lowering.jaxapi import Literal, Traced
+from wsc.lowering.normalize import Normal
+from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR
+
+IN_PLACE = {*VECTOR, *DIVIDE, *TRANSCENDENTAL, "integer_pow", "dynamic_update_slice", "scatter", "scatter-add"}
+
+
+def find_updates(traced: Traced, normal: Normal) -> dict[int, int]:
+    """Positions of results -> of the arguments that they are new values of: a tree of results is like that of an
+    argument, and each leaf of it is computed from the argument's element by element. Bare arrays are no trees."""
+    found: dict[int, int] = {}
+    makers = {v: e for e in normal.jaxpr.eqns for v in e.outvars}
+    outputs = jax.tree.unflatten(traced.out_tree, range(len(normal.jaxpr.outvars)))
+    for argument in jax.tree.unflatten(traced.in_tree, range(len(traced.args))):
+        leaves, tree = jax.tree.flatten(argument)
+        if tree.num_leaves == 0 or jax.tree_util.treedef_is_leaf(tree):
+            continue
+        for node in _alike(outputs, tree):
+            pairs = [(o, i) for o, i in zip(jax.tree.leaves(node), leaves, strict=True) if o not in found]
+            pairs = [(o, i) for o, i in pairs if _updates(normal, makers, o, i)]
+            if any(normal.jaxpr.outvars[o].aval.shape for o, _ in pairs):
+                found.update(pairs)
+                break
+    return found
+
+
+def updated_weights(normal: Normal, updates: dict[int, int], weights: frozenset[int]) -> frozenset[int]:
+    """The arguments that are weights, given those that look like it: of those that are updated, the ones that are read
+    for more than the updates. The others are state, such as the moments of a gradient."""
+    jaxpr = normal.jaxpr
+    makers = {v: e for e in jaxpr.eqns for v in e.outvars}
+    inside: set[int] = set()  # equations of updates
+    todo = [jaxpr.outvars[o] for o in updates]
+    while todo:
+        eqn = None if isinstance(at := todo.pop(), Literal) else makers.get(at)
+        if eqn is not None and id(eqn) not in inside and eqn.primitive.name in IN_PLACE:
+            inside.add(id(eqn))
+            todo += [a for a in eqn.invars if a.aval.shape == at.aval.shape]
+    read = {a for e in jaxpr.eqns if id(e) not in inside for a in e.invars if not isinstance(a, Literal)}
+    old = set(updates.values())
+    kept = {i for i in old if jaxpr.invars[i] in read and is_array(jaxpr.invars[i])}
+    return frozenset((weights - old) | kept | (weights & {updates[o] for o in unchanged(jaxpr, updates)}))
+
+
+def is_array(v: Any) -> bool:
+    """Not a scalar, and of floats."""
+    return v.aval.shape != () and jax.numpy.issubdtype(v.aval.dtype, jax.numpy.inexact)
+
+
+def _alike(outputs: Any, tree: Any) -> list:
+    """The parts of the outputs whose structure is `tree`."""
+    nodes = jax.tree.leaves(outputs, is_leaf=lambda n: jax.tree.structure(n) == tree)
+    return [n for n in nodes if jax.tree.structure(n) == tree]
+
+
+def _updates(normal: Normal, makers: dict, out: int, argument: int) -> bool:
+    new, old = normal.jaxpr.outvars[out], normal.jaxpr.invars[argument]
+    if new is old:
+        return True
+    same = new.aval.shape == old.aval.shape and new.aval.dtype == old.aval.dtype
+    return same and (new.aval.shape == () or old in behind(new, makers))
+
+
+def behind(v: Any, makers: dict) -> set:
+    """The arguments from which a value is computed element by element."""
+    found, seen, todo = set(), set(), [v]
+    while todo:
+        at = todo.pop()
+        if isinstance(at, Literal) or at in seen:
+            continue
+        seen.add(at)
+        eqn = makers.get(at)
+        if eqn is None:
+            found.add(at)
+        elif eqn.primitive.name in IN_PLACE or loops.loop_of(eqn):
+            todo += [a for a in eqn.invars if a.aval.shape == at.aval.shape]
+    return found
+
+
+def homes(normal: Normal, updates: dict[int, int], weights: frozenset[int]) -> dict[Any, Any]:
+    """State that belongs to a weight, such as the moments of its gradient: variable -> weight. Either is updated with
+    the other, element by element."""
+    jaxpr, found = normal.jaxpr, {}
+    makers = {v: e for e in jaxpr.eqns for v in e.outvars}
+    position = {v: i for i, v in enumerate(jaxpr.invars)}
+    for out, old in updates.items():
+        if jaxpr.outvars[out] is jaxpr.invars[old] or jaxpr.invars[old].aval.shape == ():
+            continue
+        near = sorted(position[v] for v in behind(jaxpr.outvars[out], makers) if v in position)
+        weight = old if old in weights else next((i for i in near if i in weights), None)
+        states = [i for i in (old, *near) if i in updates.values() and i not in weights]
+        if weight is not None:
+            found.update((jaxpr.invars[i], jaxpr.invars[weight]) for i in states if jaxpr.invars[i] not in found)
+    return found
+
+
+def unchanged(jaxpr: jaxapi.Jaxpr, updates: dict[int, int]) -> set[int]:
+    """Positions of results that are the argument as it came."""
+    return {o for o, i in updates.items() if jaxpr.outvars[o] is jaxpr.invars[i]}
