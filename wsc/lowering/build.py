@@ -149,7 +149,7 @@ def _placed_weight(stored: Stored, name: str, nbytes: int, tiled: TiledStage) ->
 
 
 def _bring(v: Any, a: Region | None, b: Region, wafer: Wafer, straight: bool) -> tuple[Step, ...]:
-    """The steps that bring an activation to a region, from another or the host, laid along `y` as every stage expects its input.
+    """The steps that bring an activation to a region, from another or the host, laid along `y` as stages expect it.
 
     Side by side, every row sends its piece on, right across the new region. Otherwise the pieces travel down the
     columns, each column with its share, and then across."""
