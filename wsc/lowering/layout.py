@@ -125,7 +125,7 @@ def _owner(
     return owner
 
 
-def _traffic(source: np.ndarray, target: np.ndarray, pes: int) -> tuple[int, int, int, int]:
+def traffic(source: np.ndarray, target: np.ndarray, pes: int) -> tuple[int, int, int, int]:
     """(farthest, fullest link, total hops, largest message) when element e goes from PE source[e] to PE target[e] along
     a line."""
     source, target = source.ravel(), target.ravel()
@@ -173,7 +173,7 @@ def exchange(
 def _passed_on(first, last, target, tile, per_element, axis: str, grid: Grid, itemsize, wafer: Wafer) -> list[Step]:
     """Elements go from PE first[e] to PE last[e]; a part that several PEs keep is then multicast among them."""
     pes = getattr(grid, axis)
-    distance, load, total, largest = _traffic(first, last, pes)
+    distance, load, total, largest = traffic(first, last, pes)
     if not distance:
         return []
     lines = grid.pes // pes

@@ -20,6 +20,7 @@ from wsc.lowering.memory import lifetimes
 from wsc.lowering.plan import Stage
 from wsc.lowering.roles import Roles
 from wsc.lowering.rules import RULES, Op, Operand, Where
+from wsc.lowering.rules.coverage import refusal
 from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR
 from wsc.lowering.rules.flexible import VIEWS, pull
 from wsc.lowering.rules.registry import default_layout, vector
@@ -332,9 +333,11 @@ def _itemsize(aval) -> int:
 def _no_rule(eqn, stage: str) -> str:
     shapes = ", ".join(a.aval.str_short() for a in eqn.invars)
     scope = jaxapi.scope(eqn)
+    where = f" in stage '{stage}'{f', scope {scope!r}' if scope else ''}, from {jaxapi.source_line(eqn)}"
+    if (reason := refusal(eqn.primitive.name)) is not None:
+        return f"primitive '{eqn.primitive.name}' ({shapes}){where}, is not placed: {reason}."
     return (
-        f"no rule for primitive '{eqn.primitive.name}' ({shapes}) in stage '{stage}'"
-        f"{f', scope {scope!r}' if scope else ''}, from {jaxapi.source_line(eqn)}. wsc gives every op a cost or none: "
+        f"no rule for primitive '{eqn.primitive.name}' ({shapes}){where}. wsc gives every op a cost or none: "
         f"write it with supported primitives, keep it outside the compiled function, or register a rule with "
         f"wsc.lowering.rules.rule('{eqn.primitive.name}')."
     )

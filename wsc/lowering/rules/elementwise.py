@@ -2,18 +2,21 @@
 
 from wsc.lowering.layout import Layout, relayout, shared_out, whole
 from wsc.lowering.rules.registry import Lowered, Op, Operand, Where, default_layout, rule, vector
+from wsc.lowering.rules.work import Work, work
 from wsc.machine.cost import cost
+from wsc.machine.steps import Compute
 
-# One vector instruction each, unless a count says otherwise.
+# One vector instruction each, one division or one scalar function, unless `wsc.lowering.rules.work` counts otherwise.
 VECTOR = (
-    "abs add add_any and bitcast_convert_type ceil clamp clz conj convert_element_type copysign eq eq_to floor ge gt "
-    "imag is_finite le le_to lt lt_to max min mul ne neg nextafter not or population_count real reduce_precision round "
-    "select_n shift_left shift_right_arithmetic shift_right_logical sign square sub xor"
+    "abs add add_any and ceil clamp clz complex conj convert_element_type copysign eq eq_to floor ge gt imag is_finite "
+    "le le_to lt lt_to max min mul mulhi ne neg nextafter not or population_count real reduce_precision round select_n "
+    "shift_left shift_right_arithmetic shift_right_logical sign square sub xor zeros_like"
 ).split()
-DIVIDE = ("div", "rem")
+DIVIDE = ("div", "reciprocal", "rem")
 TRANSCENDENTAL = (
-    "acos acosh asin asinh atan atan2 atanh cbrt cos cosh digamma erf erf_inv erfc exp exp2 expm1 lgamma log log1p "
-    "logistic pow rsqrt sin sinh sqrt tan tanh"
+    "acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt cos cosh digamma erf erf_inv erfc exp exp2 "
+    "expm1 igamma igamma_grad_a igammac lgamma log log1p logistic polygamma pow random_gamma_grad "
+    "regularized_incomplete_beta rsqrt sin sinh sqrt tan tanh zeta"
 ).split()
 
 
@@ -30,16 +33,24 @@ def beside(layout: Layout, shape: tuple[int, ...], other: tuple[int, ...]) -> La
     return layout.uncut(d for d in range(len(shape)) if other[d] != shape[d])
 
 
-def lower_elementwise(op: Op, where: Where, kind: str, calls: int = 1) -> Lowered:
+def lower_elementwise(op: Op, where: Where, done: Work, slowest: str) -> Lowered:
+    """Every PE does `done` to each element of its tile."""
     shape = op.out_shapes[0]
     layout = main_layout(op.ins, shape, where)
     if op.hint is not None and not relayout(shape, 4, layout, op.hint, where.grid, where.wafer):
         layout = op.hint  # every PE has what it will need: the rest is not worked on
-    if kind in ("transcendental", "divide") and where.strategy.compiled:
-        layout = _shared(layout, shape, kind, where)
+    if slowest in ("transcendental", "divide") and where.strategy.compiled:
+        layout = _shared(layout, shape, slowest, where)
     wanted = tuple(beside(layout, shape, o.shape) for o in op.ins)
     itemsize = max([o.itemsize for o in op.ins if o.shape == shape] + [op.out_itemsizes[0]])
-    return Lowered(wanted, (layout,), (vector(layout, shape, itemsize, where, kind, calls, flops=calls),))
+    return Lowered(
+        wanted, (layout,), worked(done, layout, shape, min(itemsize, 4) if op.complexes else itemsize, where)
+    )
+
+
+def worked(done: Work, layout: Layout, shape: tuple[int, ...], itemsize: int, where: Where) -> tuple[Compute, ...]:
+    """`done` to each element of an array, as steps."""
+    return tuple(vector(layout, shape, itemsize, where, kind, count, flops=count) for kind, count in done.kinds)
 
 
 def _shared(layout: Layout, shape: tuple[int, ...], kind: str, where: Where) -> Layout:
@@ -54,40 +65,32 @@ def _shared(layout: Layout, shape: tuple[int, ...], kind: str, where: Where) -> 
     return layout
 
 
-@rule(*VECTOR)
-def vector_rule(op: Op, where: Where) -> Lowered:
-    return lower_elementwise(op, where, "vector")
+def work_of(op: Op) -> Work:
+    """Operations of one element of an element-wise op."""
+    kind = "transcendental" if op.name in TRANSCENDENTAL else "divide" if op.name in DIVIDE else "vector"
+    if op.name == "div" and not op.complexes and op.ins[1].kind == "constant" and op.ins[1].shape == ():
+        return Work(1)  # by a scalar known at compile time: a multiplication by its inverse
+    done = work(op.name, op.complexes, kind, len(op.ins) - 1)
+    if op.name != "integer_pow":
+        return done
+    # By repeated squaring: as many multiplies as the exponent has bits and ones, a division for a negative one.
+    exponent = abs(op.params["y"])
+    multiplies = done.times(max(1, exponent.bit_length() - 1 + exponent.bit_count() - 1))
+    return multiplies if op.params["y"] >= 0 else multiplies + work("div", op.complexes, "divide")
 
 
-@rule(*DIVIDE)
-def divide_rule(op: Op, where: Where) -> Lowered:
-    """By a scalar known at compile time: a multiplication by its inverse."""
-    by_constant = op.name == "div" and op.ins[1].kind == "constant" and op.ins[1].shape == ()
-    return lower_elementwise(op, where, "vector" if by_constant else "divide")
+@rule(*(name for name in (*VECTOR, *DIVIDE, *TRANSCENDENTAL, "integer_pow") if name != "logistic"))
+def elementwise_rule(op: Op, where: Where) -> Lowered:
+    done = work_of(op)
+    return lower_elementwise(op, where, done, done.kinds[-1][0])
 
 
 @rule("logistic")
 def logistic_rule(op: Op, where: Where) -> Lowered:
     """1 / (1 + exp(-x)): an exponential and a division."""
-    lowered = lower_elementwise(op, where, "transcendental")
+    if op.complexes:
+        return elementwise_rule(op, where)
+    lowered = lower_elementwise(op, where, Work(transcendental=1), "transcendental")
     layout, shape = lowered.outs[0], op.out_shapes[0]
     inverse = vector(layout, shape, op.out_itemsizes[0], where, "divide", flops=2)
-    return Lowered(lowered.ins, lowered.outs, (*lowered.steps, inverse))
-
-
-@rule(*(name for name in TRANSCENDENTAL if name != "logistic"))
-def transcendental_rule(op: Op, where: Where) -> Lowered:
-    return lower_elementwise(op, where, "transcendental")
-
-
-@rule("integer_pow")
-def integer_pow_rule(op: Op, where: Where) -> Lowered:
-    """By repeated squaring: as many multiplies as the exponent has bits and ones, a division for a negative one."""
-    exponent = abs(op.params["y"])
-    multiplies = max(1, exponent.bit_length() - 1 + exponent.bit_count() - 1)
-    lowered = lower_elementwise(op, where, "vector", multiplies)
-    if op.params["y"] >= 0:
-        return lowered
-    layout, shape = lowered.outs[0], op.out_shapes[0]
-    inverse = vector(layout, shape, op.out_itemsizes[0], where, "divide")
     return Lowered(lowered.ins, lowered.outs, (*lowered.steps, inverse))

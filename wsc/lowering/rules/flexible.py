@@ -5,10 +5,12 @@ import math
 
 from wsc.lowering.layout import Layout, nest, whole
 from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR, beside
-from wsc.lowering.rules.shape import groups
+from wsc.lowering.rules.shape import IDENTITIES, groups
 
 _ELEMENTWISE = {*VECTOR, *DIVIDE, *TRANSCENDENTAL, "integer_pow"}
-VIEWS = {"reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim", "slice"}
+VIEWS = {
+    "reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim", "slice", "bitcast_convert_type", *IDENTITIES
+}  # fmt: skip
 # What a weight may go through and still be a stored weight; the arithmetic is done where it is used.
 THROUGH = VIEWS | _ELEMENTWISE
 
@@ -34,6 +36,10 @@ def pull(
         return [at.take(d if first[i] == out_shape[d] else None for i, d in enumerate(dims)), *rest]
     if name == "reshape":
         return [_pull_reshape(first, out_shape, at), *rest]
+    if name == "bitcast_convert_type" and len(first) < len(out_shape):  # the words of an element are the last dimension
+        return [at.take(range(len(first)))]
+    if name == "bitcast_convert_type" and len(first) > len(out_shape):
+        return [at.take([*range(len(out_shape)), None])]
     if len(first) == len(out_shape):  # slices, pads, scans: dimensions of unchanged size keep their cut
         return [at.uncut(d for d in range(len(first)) if first[d] != out_shape[d]), *rest]
     return [whole(len(s)) for s in in_shapes]

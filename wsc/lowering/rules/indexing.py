@@ -1,6 +1,7 @@
 """Gathers, updates, and ops that run along a dimension."""
 
-from wsc.lowering.layout import Layout, cut, strides, wavelets, whole
+from wsc.lowering.layout import Layout, all_reduce, cut, strides, wavelets, whole
+from wsc.lowering.rules.reduce import equations, innermost
 from wsc.lowering.rules.registry import Lowered, Op, Operand, Where, rule, vector
 from wsc.machine.steps import Multicast, Step
 
@@ -11,22 +12,25 @@ def _send(layout: Layout, shape, itemsize: int, axis: str, segment: int, where: 
     return Multicast(segment, segment - 1, words, max(1, where.grid.pes // segment))
 
 
+def _table(shape: tuple[int, ...], looked_up: set[int], where: Where) -> Layout:
+    """How a table lies that nothing else decides: rows along `x`, features along `y`."""
+    at = whole(len(shape))
+    rows, features = ([d for d in range(len(shape)) if (d in looked_up) == up] for up in (True, False))
+    for axis, dims in (("x", rows[:1]), ("y", features[-1:])):
+        pes = getattr(where.grid, axis)
+        at = at.with_axis(axis, [cut(n, pes) if d in dims else 1 for d, n in enumerate(shape)])
+    return at
+
+
 @rule("gather")
 def gather_rule(op: Op, where: Where) -> Lowered:
     """Rows of a table, such as an embedding: rows along `x`, features along `y`; the PE with the row multicasts it."""
     table, indices, shape = op.ins[0], op.ins[1], op.out_shapes[0]
     numbers = op.params["dimension_numbers"]
     looked_up = set(numbers.start_index_map) | set(getattr(numbers, "operand_batching_dims", ()))
+    looked_up |= {d for d, n in enumerate(op.params["slice_sizes"]) if n != table.shape[d]}
     whole_dims = [d for d in range(table.rank) if d not in looked_up]
-    at = table.layout
-    if at is None:
-        rows = [d for d in range(table.rank) if d in looked_up]
-        at = whole(table.rank)
-        for axis, dims in (("x", rows), ("y", whole_dims)):
-            parts, pes = [1] * table.rank, getattr(where.grid, axis)
-            for d in dims[:1] if axis == "x" else dims[-1:]:
-                parts[d] = cut(table.shape[d], pes)
-            at = at.with_axis(axis, parts)
+    at = table.layout or _table(table.shape, looked_up, where)
     gone = set(numbers.collapsed_slice_dims) | set(getattr(numbers, "operand_batching_dims", ()))
     windows = iter(d for d in range(table.rank) if d not in gone)
     source = [next(windows) if d in numbers.offset_dims else None for d in range(len(shape))]
@@ -82,48 +86,80 @@ def dynamic_update_slice_rule(op: Op, where: Where) -> Lowered:
     return Lowered((at, wanted, *(whole(0) for _ in op.ins[2:])), (at,), (write,))
 
 
-@rule("scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter-min", "scatter-max")
+@rule("scatter", "scatter-add", "scatter_add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max")
 def scatter_rule(op: Op, where: Where) -> Lowered:
-    """Every PE sees all updates and applies those it owns."""
+    """Updates travel to the PEs that own the features they change, along the lines that the rows are cut over; each PE
+    looks through all indices and applies the updates it owns. Counted as if one PE owned all of a line's."""
     operand, indices, updates = op.ins
-    at = operand.layout or op.hint or operand.laid()
-    write = vector(whole(updates.rank), updates.shape, updates.itemsize, where)
-    return Lowered((at, whole(indices.rank), whole(updates.rank)), (at,), (write,))
+    numbers = op.params["dimension_numbers"]
+    gone = {*numbers.inserted_window_dims, *getattr(numbers, "operand_batching_dims", ())}
+    windows = [d for d in range(operand.rank) if d not in gone]
+    source = dict(zip(sorted(numbers.update_window_dims), windows, strict=True))
+    partial = {d for u, d in source.items() if updates.shape[u] != operand.shape[d]}
+    looked_up = {*numbers.scatter_dims_to_operand_dims, *gone, *partial}
+    at = (
+        operand.layout
+        or op.hint
+        or (
+            _state_layout(operand, updates, where)
+            if operand.kind == "state" and operand.rank == updates.rank
+            else _table(operand.shape, looked_up, where)
+        )
+    )
+    at = at.unfolded(looked_up)
+    wanted = at.take(source[u] if u in source and source[u] not in looked_up else None for u in range(updates.rank))
+    applied = 0 if op.name == "scatter" else 1
+    body = op.params.get("update_jaxpr")
+    applied = equations(op.params) if op.name == "scatter" and body is not None and body.eqns else applied
+    steps = [vector(wanted, updates.shape, updates.itemsize, where, calls=max(1, applied), flops=applied)]
+    if indices.size > 1:
+        steps.insert(0, vector(whole(indices.rank), indices.shape, indices.itemsize, where, calls=2, flops=0))
+    return Lowered((at, whole(indices.rank), wanted), (at,), tuple(steps))
 
 
-_ALONG = {"cumsum": "axis", "cumprod": "axis", "cummax": "axis", "cummin": "axis", "cumlogsumexp": "axis"}
-
-
-@rule(*_ALONG)
-def scan_rule(op: Op, where: Where) -> Lowered:
-    """Scans along a dimension put it together first, then run on each PE."""
-    at = op.ins[0].laid().uncut([op.params["axis"]])
-    return Lowered((at,), (at,), (vector(at, op.out_shapes[0], op.out_itemsizes[0], where),))
-
-
-@rule("rev")
-def rev_rule(op: Op, where: Where) -> Lowered:
-    at = op.ins[0].laid().uncut(op.params["dimensions"])
-    return Lowered((at,), (at,), (vector(at, op.out_shapes[0], op.out_itemsizes[0], where, flops=0),))
-
-
-@rule("pad")
-def pad_rule(op: Op, where: Where) -> Lowered:
-    operand, shape = op.ins[0], op.out_shapes[0]
-    at = operand.laid().uncut(d for d in range(operand.rank) if shape[d] != operand.shape[d])
-    return Lowered((at, whole(0)), (at,), (vector(at, shape, operand.itemsize, where, flops=0),))
-
-
-@rule("sort", "top_k")
+@rule("sort")
 def sort_rule(op: Op, where: Where) -> Lowered:
-    """The dimension is put together on each PE and sorted there, n lg n compares."""
-    rank = op.ins[0].rank
-    dim = op.params.get("dimension", rank - 1)
-    at = op.ins[0].laid().uncut([dim])
-    n = op.ins[0].shape[dim]
-    compares = max(1, n - 1).bit_length()
-    step = vector(at, op.ins[0].shape, op.ins[0].itemsize, where, calls=compares * len(op.ins), flops=compares)
+    """The dimension is put together on a PE, whose lines are shared out, and sorted there: lg n passes of a comparison
+    a key and a move an operand, one element at a time."""
+    first, dim = op.ins[0], op.params["dimension"]
+    laid = [o.layout for o in op.ins if o.layout is not None]
+    at = put_together(max(laid, key=lambda a: a.parts.pes, default=whole(first.rank)), first.shape, [dim], where)
+    passes, keys = max(1, max(1, first.shape[dim]) - 1).bit_length(), op.params.get("num_keys", 1)
+    words = max(o.itemsize for o in op.ins)
+    calls = passes * (keys + len(op.ins))
+    step = vector(at, first.shape, words, where, "sum", calls=calls, flops=passes * keys)
     return Lowered((at,) * len(op.ins), (at,) * len(op.out_shapes), (step,))
+
+
+@rule("top_k", "approx_top_k")
+def top_k_rule(op: Op, where: Where) -> Lowered:
+    """Each PE keeps the k best of its tile, lg k comparisons an element; values and indices of the best are then merged
+    along the lines of PEs, where the dimension is cut, and every PE gets them."""
+    operand, shape = op.ins[0], op.out_shapes[0]
+    dim = op.params.get("reduction_dimension", op.params.get("axis", operand.rank - 1)) % operand.rank
+    at = innermost(operand.laid().unfolded([dim]), (dim,))
+    out_at, k = at.uncut([dim]), op.params["k"]
+    calls = 1 + max(1, k - 1).bit_length()
+    steps: list[Step] = [vector(at, operand.shape, operand.itemsize, where, "sum", calls=calls, flops=calls)]
+    for axis in "xy":
+        size = 2 * out_at.size(shape)  # a value and an index
+        steps += all_reduce(at, [dim], axis, size, operand.itemsize, where.grid, where.wafer, where.strategy)
+    return Lowered((at,), (out_at,) * len(op.out_shapes), tuple(steps))
+
+
+def put_together(at: Layout, shape: tuple[int, ...], dims, where: Where) -> Layout:
+    """The layout with `dims` whole on a PE; along an axis that this frees, the largest other dimension is cut."""
+    freed = [a for a in "yx" if any(at.along(a)[d] > 1 for d in dims)]
+    at = at.unfolded().uncut(dims)
+    for axis in freed:
+        left = at.local(shape)
+        free = [d for d in range(len(shape)) if d not in dims and at.y[d] * at.x[d] == 1]
+        d = max(free, key=lambda d: left[d], default=None)
+        if d is not None and left[d] > 1 and max(at.along(axis)) == 1:
+            at = at.with_axis(
+                axis, [cut(left[d], getattr(where.grid, axis)) if e == d else 1 for e in range(len(shape))]
+            )
+    return at
 
 
 @rule("iota")

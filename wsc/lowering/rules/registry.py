@@ -23,6 +23,7 @@ class Operand:
     itemsize: int
     kind: str  # weight, state, activation, constant or control
     layout: Layout | None
+    dtype: str = ""  # its name, where it is known
 
     @property
     def size(self) -> int:
@@ -47,6 +48,15 @@ class Op:
     out_shapes: tuple[tuple[int, ...], ...]
     out_itemsizes: tuple[int, ...]
     hint: Layout | None = None  # where the first result will be wanted, if that is known
+    out_dtypes: tuple[str, ...] = ()
+
+    @property
+    def complexes(self) -> bool:
+        """It works on complex numbers. Where dtypes are not known, 8 bytes: JAX has no other such number by default."""
+        dtypes = [*(o.dtype for o in self.ins), *self.out_dtypes]
+        if any(dtypes):
+            return any(d.startswith("complex") for d in dtypes)
+        return max([*(o.itemsize for o in self.ins), *self.out_itemsizes], default=0) >= 8
 
 
 @dataclass(frozen=True)
@@ -61,11 +71,13 @@ class Where:
 
 @dataclass(frozen=True)
 class Lowered:
-    """What a rule decides: the layout wanted of each operand (None: any), those of the results, and the steps."""
+    """What a rule decides: the layout wanted of each operand (None: any), those of the results, and the steps;
+    `scratch` bytes a PE are in use while it runs, beside operands and results."""
 
     ins: tuple[Layout | None, ...]
     outs: tuple[Layout, ...]
     steps: tuple[Step, ...]
+    scratch: int = 0
 
 
 Rule = Callable[[Op, Where], Lowered]

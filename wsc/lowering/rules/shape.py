@@ -7,6 +7,18 @@ from wsc.lowering.rules.elementwise import main_layout
 from wsc.lowering.rules.registry import Lowered, Op, Where, rule, vector
 from wsc.machine.steps import Step
 
+# Names of a value that lie where it lies; `wsc.lowering.normalize` drops most of them before.
+IDENTITIES = (
+    "copy copy_p layout_constraint multiple_of name preduced pvary reduced_vary_cast_p reshard sharding_constraint "
+    "stop_gradient vary_unreduced_cast_p with_memory_space_constraint"
+).split()
+
+
+@rule(*IDENTITIES, "device_put", "optimization_barrier", "pin", "unpin")
+def identity_rule(op: Op, where: Where) -> Lowered:
+    at = tuple(o.laid() for o in op.ins)
+    return Lowered(at, at[: len(op.out_shapes)], ())
+
 
 def groups(shape: tuple[int, ...], new_shape: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Dimensions of a reshape that hold the same elements: smallest runs of equal product.
@@ -84,7 +96,24 @@ def transpose_rule(op: Op, where: Where) -> Lowered:
     return Lowered((at,), (at.take(order),), ())
 
 
-@rule("broadcast_in_dim")
+@rule("bitcast_convert_type")
+def bitcast_rule(op: Op, where: Where) -> Lowered:
+    """The same bytes by another name. The words of a wide element are a last dimension, which stays on one PE."""
+    at, rank = op.ins[0].laid(), len(op.out_shapes[0])
+    if rank < op.ins[0].rank:
+        at = at.uncut([rank])
+    return Lowered((at,), (at.take(d if d < op.ins[0].rank else None for d in range(rank)),), ())
+
+
+@rule("unstack")
+def unstack_rule(op: Op, where: Where) -> Lowered:
+    """The stacked dimension is put together; each row of it is then a part of every tile."""
+    dim, rank = op.params["axis"], op.ins[0].rank
+    at = op.ins[0].laid().uncut([dim])
+    return Lowered((at,), (at.take(d for d in range(rank) if d != dim),) * len(op.out_shapes), ())
+
+
+@rule("broadcast_in_dim", "broadcast_to")
 def broadcast_rule(op: Op, where: Where) -> Lowered:
     """New dimensions are whole on every PE: a copy is made only where a later op writes it."""
     operand, at = op.ins[0], op.ins[0].laid()
@@ -187,6 +216,48 @@ def _spread(shape, at: Layout, new_shape, new_at: Layout, offset, beside, axis, 
     """The exchange of a slice, run backwards: hops and loads are the same both ways."""
     one = (1,) * len(shape)
     return exchange(shape, (new_shape, new_at), at, offset, one, beside, axis, where.grid, itemsize, where.wafer)
+
+
+@rule("pad")
+def pad_rule(op: Op, where: Where) -> Lowered:
+    """A padded dimension that is cut is spread anew: elements go where the padding pushes them."""
+    operand, shape, config = op.ins[0], op.out_shapes[0], op.params["padding_config"]
+    padded = [d for d, c in enumerate(config) if tuple(c) != (0, 0, 0)]
+    at = _cut_once(operand.laid(), padded)
+    if any(low < 0 or high < 0 for low, high, _ in config) or not operand.size:
+        at = at.uncut(padded)
+    out_at, steps = at, []
+    for axis in "yx":
+        if all(at.along(axis)[d] == 1 for d in padded):
+            continue
+        parts = tuple(cut(shape[d], p) if d in padded else p for d, p in enumerate(at.along(axis)))
+        out_at = out_at.with_axis(axis, parts)
+        beside = math.prod(n for d, n in enumerate(at.local(operand.shape)) if parts[d] == 1)
+        low, stride = tuple(c[0] for c in config), tuple(c[2] + 1 for c in config)
+        ends = (shape, out_at), at
+        steps += exchange(operand.shape, *ends, low, stride, beside, axis, where.grid, operand.itemsize, where.wafer)
+    copy = vector(out_at, shape, operand.itemsize, where, flops=0)
+    return Lowered((at, whole(0)), (out_at,), (*steps, copy))
+
+
+def _cut_once(at: Layout, dims) -> Layout:
+    """The layout with each of `dims` cut along one axis at most, and not folded."""
+    return at.unfolded(dims).uncut(d for d in dims if at.y[d] > 1 and at.x[d] > 1)
+
+
+@rule("rev")
+def rev_rule(op: Op, where: Where) -> Lowered:
+    """Elements of a cut dimension change places with those of the other end."""
+    shape, dims = op.out_shapes[0], op.params["dimensions"]
+    at, steps = _cut_once(op.ins[0].laid(), dims), []
+    first = tuple(n - 1 if d in dims else 0 for d, n in enumerate(shape))
+    stride = tuple(-1 if d in dims else 1 for d in range(len(shape)))
+    for axis in "yx":
+        if any(at.along(axis)[d] > 1 for d in dims):
+            beside = math.prod(n for d, n in enumerate(at.local(shape)) if at.along(axis)[d] == 1)
+            ends = (shape, at), at
+            steps += exchange(shape, *ends, first, stride, beside, axis, where.grid, op.ins[0].itemsize, where.wafer)
+    return Lowered((at,), (at,), (*steps, vector(at, shape, op.out_itemsizes[0], where, flops=0)))
 
 
 @rule("tile")
