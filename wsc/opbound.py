@@ -10,6 +10,7 @@ from wsc.lowering import jaxapi
 from wsc.lowering.jaxapi import Literal
 from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR
 from wsc.machine.bounds import NOTHING, Parts, elementwise, product, reduction
+from wsc.machine.steps import Compute
 from wsc.machine.wafer import Wafer
 from wsc.program import PlacedOp, PlacedStage, Program
 
@@ -93,8 +94,8 @@ def _local(op: PlacedOp, pes: int, wafer: Wafer) -> Parts:
         far = ins[0].size // out.size * _itemsize(ins[0]) > wafer.sram_bytes - wafer.code_bytes
         return Parts(movement=far * (wafer.hop_cycles + wafer.relay_cycles))
     kind = _kind(op.name)
-    if kind is None:
-        return NOTHING
+    if kind is None or (op.name == "mul" and not any(isinstance(s, Compute) for s in op.steps)):
+        return NOTHING  # or part of the multiply-add that takes it in
     if op.name == "div" and ins[1].shape == ():  # by one value: perhaps a multiplication by its inverse
         kind = "vector"
     sizes = [_itemsize(a) for a in ins if a.shape == out.shape] + [_itemsize(out)]

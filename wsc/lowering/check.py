@@ -111,5 +111,6 @@ def _layout(stage: PlacedStage, name: str, shape: tuple[int, ...], layout: Layou
         raise BrokenRule(f"stage {stage.name}: {name} has layout {layout} for shape {shape}")
     if not layout.fits(stage.region.grid):
         raise BrokenRule(f"stage {stage.name}: {name} cut into {layout.parts} parts on {stage.region.grid}")
-    if any(y * x > max(1, n) * 2 for n, y, x in zip(shape, layout.y, layout.x, strict=True)):
+    frames = [layout.frame(d, n) for d, n in enumerate(shape)]
+    if any(y * x > max(1, n) * 2 for n, y, x in zip(frames, layout.y, layout.x, strict=True)):
         raise BrokenRule(f"stage {stage.name}: {name} of shape {shape} cut finer than its elements: {layout}")

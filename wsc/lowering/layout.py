@@ -116,11 +116,14 @@ def _blocks(parts: tuple[int, ...], shape: tuple[int, ...], pes: int) -> tuple[n
 
 
 def _owner(
-    parts: tuple[int, ...], shape: tuple[int, ...], pes: int, index: Sequence[np.ndarray], folds: Sequence[int]
-) -> np.ndarray:
+    parts: tuple[int, ...], shape: tuple[int, ...], pes: int, index: Sequence[np.ndarray], folds: Sequence[int],
+    margins: Sequence[tuple[int, int]] = (),
+) -> np.ndarray:  # fmt: skip
     """The first PE of an axis that holds each element; `index` has one array a dimension."""
     owner = np.zeros(np.broadcast_shapes(*(i.shape for i in index)), dtype=np.int64)
-    for n, p, stride, i, f in zip(shape, parts, strides(parts, pes), index, folds, strict=True):
+    margins = margins or ((0, 0),) * len(shape)
+    for n, p, stride, i, f, (a, b) in zip(shape, parts, strides(parts, pes), index, folds, margins, strict=True):
+        n, i = n + a + b, np.clip(i + a, 0, n + a + b - 1) if a or b else i
         owner = owner + i % -(-n // f) // -(-n // (f * p)) * stride
     return owner
 
@@ -160,13 +163,18 @@ def exchange(
         return []
     index = np.meshgrid(*(np.arange(shape[d]) for d in dims), indexing="ij", sparse=True)
     came = [offset[d] + i * stride[d] for d, i in zip(dims, index, strict=True)]
-    old = [(before[d], source_shape[d], source[1].fold(d)) for d in dims]
-    new = [(after[d], shape[d], target.fold(d)) for d in dims]
     first, last = (
-        _owner(tuple(p for p, _, _ in ends), tuple(n for _, n, _ in ends), pes, where, [f for _, _, f in ends])
-        for ends, where in ((old, came), (new, index))
+        _owner(
+            tuple(parts[d] for d in dims),
+            tuple(sizes[d] for d in dims),
+            pes,
+            where,
+            [at.fold(d) for d in dims],
+            [at.margin(d) if parts[d] > 1 else (0, 0) for d in dims],
+        )
+        for parts, sizes, at, where in ((before, source_shape, source[1], came), (after, shape, target, index))
     )
-    tile = math.prod(f * -(-n // (f * p)) for p, n, f in new)
+    tile = math.prod(target.fold(d) * -(-shape[d] // (target.fold(d) * after[d])) for d in dims)
     return _passed_on(first, last, after, tile * per_element, per_element, axis, grid, itemsize, wafer)
 
 
@@ -232,9 +240,11 @@ def _along_axis(
         (now.fold(d) if b > 1 else 0, target.fold(d) if p > 1 else 0) for d, (b, p) in enumerate(zip(before, parts))
     ]
     refolded = any(0 < a != b > 0 for a, b in folds)
-    if (before == parts and not refolded) or math.prod(before) == 1:
+    both = [d for d, (b, p) in enumerate(zip(before, parts, strict=True)) if b > 1 and p > 1]
+    moved = any(now.margin(d) != target.margin(d) for d in both)
+    if (before == parts and not refolded and not moved) or math.prod(before) == 1:
         return []
-    if not refolded:
+    if not refolded and not any(at.margin(d) != (0, 0) for d in both for at in (now, target)):
         pieces = tuple(-(-n // max(1, *f)) for n, f in zip(extent, folds, strict=True))
         have_from, have_to, has = _blocks(before, pieces, pes)
         need_from, need_to, needs = _blocks(parts, pieces, pes)

@@ -5,7 +5,7 @@ of the program around it, so that a weight in a loop is the same weight outside.
 its operands are first values, stacked values, then the outer variables that its bodies read.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +40,14 @@ class Loop:
 def loop_of(eqn: Eqn) -> Loop | None:
     """The loop that an equation is, if it is one."""
     return eqn.params.get("loop") if eqn.primitive.name in NAMES else None
+
+
+def with_inner(eqns: Iterable[Eqn]) -> Iterator[Eqn]:
+    """Equations and those in the bodies of loops."""
+    for eqn in eqns:
+        yield eqn
+        for body in loop.bodies if (loop := loop_of(eqn)) else ():
+            yield from with_inner(body.eqns)
 
 
 def outer_variables(bodies: Iterable[Jaxpr]) -> list[Var]:

@@ -183,10 +183,10 @@ class Placer:
         return [c for c in (*seen.values(), alone) if c is not None]
 
     def _starts(self, heights: list[int], widths: list[int], wafers: int) -> list[tuple[int, int]]:
-        """Sizes of the repeated stage to walk from: squarish ones, and, where space is scarce, for every height the
-        widest that leaves room for all."""
+        """Sizes of the repeated stage to walk from: squarish ones, all of the wafer for a program without weights, and,
+        where space is scarce, for every height the widest that leaves room for all."""
         most = self.wafer.pes * wafers / sum(self.count.values())
-        found, area = [], most
+        found, area = [(len(heights) - 1, len(widths) - 1)] * (not self.leader.roles.weights), most
         while area >= max(1, self.least[self.layer]) and len(found) < 6:
             h = min(range(len(heights)), key=lambda i: abs(heights[i] - math.sqrt(area)))
             found.append((h, min(range(len(widths)), key=lambda i: abs(widths[i] - area / heights[h]))))

@@ -4,6 +4,7 @@
   and softmax's division follows the product with the values. The sum behind the factor then needs no collective of
   its own: it travels with the product's. Not in float16, whose range the plain product may leave.
 - A division by one value for many elements becomes a multiplication by its inverse.
+- An update at a known place is one block; a slice of a padded array is a padded slice.
 - A reshape of a product's result, or of what it sums over, becomes one of the weight, which lies as it is needed:
   heads come out of a product, and go into one, without moving.
 """
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from wsc.lowering import jaxapi, loops
+from wsc.lowering import jaxapi, loops, windows
 from wsc.lowering.jaxapi import Literal
 from wsc.lowering.normalize import Builder, Normal, finish
 from wsc.lowering.rules.shape import groups
@@ -102,12 +103,37 @@ class _Rewriter:
     def _better(self, eqn, atoms, old) -> list | None:
         match eqn.primitive.name:
             case "dot_general":
-                return self._product(eqn, atoms)
+                return self._inner(eqn, atoms) or self._product(eqn, atoms)
             case "reshape":
                 return self._split_product(eqn, atoms[0], old)
             case "div":
                 return self._inverse(eqn, atoms)
+            case "scatter":
+                start = windows.update_start(eqn, self._value(atoms[1]))
+                return None if start is None else [self._emit(eqn, windows.write, [atoms[0], atoms[2]], start)]
+            case "slice":
+                pad = self._made_by(atoms[0], "pad")
+                found = windows.padded_slice(pad, eqn) if pad is not None else None
+                return [self._emit(eqn, windows.slice_and_pad, pad.invars, *found)] if pad and found else None
         return None
+
+    def _inner(self, eqn, atoms) -> list | None:
+        """The inner product of two arrays: a sum over their elements where these lie."""
+        if eqn.outvars[0].aval.shape != () or any(isinstance(a, Literal) or a in self.free for a in atoms):
+            return None
+        if any(not _floats(a) or a.aval.dtype != eqn.outvars[0].aval.dtype or a.aval.dtype.itemsize < 4 for a in atoms):
+            return None
+        (lhs, rhs), _ = eqn.params["dimension_numbers"]
+        plain = [v.invars[0] for v in (self._made_by(a, "reshape") for a in atoms) if v is not None]
+        if len(plain) == 2 and plain[0].aval.shape == plain[1].aval.shape and len(lhs) == 1:
+            atoms = plain
+        elif tuple(lhs) != tuple(rhs):
+            return None
+        return [self._emit(eqn, _inner, atoms)]
+
+    def _value(self, atom) -> Any:
+        """What is known of a value when it is compiled."""
+        return atom.val if isinstance(atom, Literal) else self.builder.consts.get(atom)
 
     def _inverse(self, eqn, atoms) -> list | None:
         value, by = atoms
@@ -297,6 +323,10 @@ class _Rewriter:
 
 def _dot(a, b, numbers, params):
     return lax.dot_general(a, b, numbers, **dict(params))
+
+
+def _inner(a, b):
+    return lax.reduce(a * b, a.dtype.type(0), lax.add, tuple(range(a.ndim)))
 
 
 def _spread_times(value, factor, shape, dims):

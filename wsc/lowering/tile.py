@@ -13,10 +13,13 @@ import numpy as np
 
 from wsc.errors import UnsupportedError
 from wsc.lowering import jaxapi, loops
+from wsc.lowering.frames import Frames, without_margins
 from wsc.lowering.fuse import fuse
+from wsc.lowering.halo import Halos, together
 from wsc.lowering.jaxapi import Literal
 from wsc.lowering.layout import Grid, Layout, relayout, whole
 from wsc.lowering.memory import lifetimes
+from wsc.lowering.multiply_add import multiply_adds
 from wsc.lowering.plan import Stage
 from wsc.lowering.roles import Roles
 from wsc.lowering.rules import RULES, Op, Operand, Where
@@ -26,12 +29,16 @@ from wsc.lowering.rules.flexible import VIEWS, pull
 from wsc.lowering.rules.registry import default_layout, vector
 from wsc.lowering.strategy import WSC, Strategy
 from wsc.lowering.tile_loops import TiledLoop, finish_loop, tile_loop
-from wsc.lowering.tiled import Stored, TiledOp, TiledStage, tile_bytes
+from wsc.lowering.tiled import Stored, TiledOp, TiledStage, rounded, tile_bytes
 from wsc.lowering.updates import IN_PLACE
 from wsc.machine.steps import Compute, Multicast, Shift, Step
 from wsc.machine.wafer import Wafer
 
 NOTHING: Mapping = MappingProxyType({})
+_IN_FRAMES = {  # operations that take arrays as they lie in a frame
+    *VECTOR, *DIVIDE, *TRANSCENDENTAL, "integer_pow", "slice", "split", "pad", "concatenate", "dynamic_update_slice",
+    "broadcast_in_dim", "expand_dims", "squeeze", "transpose", "reduce_sum", "reduce_max", "reduce_min",
+}  # fmt: skip
 _KEEP = ("dot_general", "gather")  # what decides how a weight lies
 
 
@@ -45,12 +52,12 @@ def tile_stage(
 
     `states` says how state lies, by position, where that is decided, `uses` how weights do; `hints` where values will
     be wanted; `apart`, that products may keep second accumulators."""
-    budget = int(wafer.colors)
-    tiled = Tiler(stage, roles, Where(grid, wafer, strategy, apart), states, hints, uses).run()
+    budget, frames = int(wafer.colors), _frames(stage, roles, grid, strategy)
+    tiled = Tiler(stage, roles, Where(grid, wafer, strategy, apart, frames), states, hints, uses).run()
     while tiled.colors > wafer.colors and budget > 1:
         budget -= 1
         tiled = Tiler(
-            stage, roles, Where(grid, replace(wafer, colors=budget), strategy, apart), states, hints, uses
+            stage, roles, Where(grid, replace(wafer, colors=budget), strategy, apart, frames), states, hints, uses
         ).run()
         tiled.wafer = wafer
     return tiled
@@ -65,11 +72,14 @@ class Tiler:
         self.wanted: dict[Any, dict[Layout, None]] = {}  # the layouts that users want of flexible values
         self.came: dict[tuple, int] = {}  # (value, layout) already brought about, in order, and the bytes it takes
         self.decided, self.uses = uses, {}
+        self.halos = Halos(where) if where.frames is not None else None
         self.seen = _seen_through(stage)
         self.kept: dict[Any, Layout] = {}  # how weights that are trained are stored
         self.views = {e.outvars[0]: e for e, data in zip(stage.eqns, stage.data, strict=True) if not data}
         self.gradients = _gradients(stage, roles) if roles.trained else {}
         self.loops: dict[int, TiledLoop] = {}  # by the id of their equation
+        self.scratch: list[tuple[int, int, int]] = []  # buffers of single ops
+        self.position = 0  # of the op of the stage that is being tiled
         self.scopes: list[tuple[set, list[Step]]] = []  # bodies we are in: their variables, and what is done before
         self.spreads = {
             e.outvars[0]: e
@@ -78,10 +88,11 @@ class Tiler:
         }
 
     def run(self) -> TiledStage:
-        for v in self.stage.entries:
+        for v in (*self.stage.entries, *(self.stage.states if self.halos else ())):
             self.at[v] = default_layout(v.aval.shape, self.where)
         ops = self.backward(self.stage, self.forward(self.stage))
         ops = fuse(self.stage, self.roles, ops, self.where.wafer, self.where.strategy)
+        ops = multiply_adds(self.stage, ops, self.where.wafer) if self.halos else ops
         self._lay_exports(ops)
         weights = [s for p, v in enumerate(self.stage.weights) for s in self._stored(p, v)]
         states = [
@@ -99,11 +110,17 @@ class Tiler:
             uses=self.uses,
         )
         tiled.buffers = lifetimes(self.stage, self.roles, self._sizes, self.came)
+        tiled.buffers += [*self.scratch, *(self.halos.held if self.halos else ())]
         return tiled
 
     def forward(self, stage: Stage) -> list[TiledOp | None]:
         """Data ops in order; None for those that lie as their users want them."""
-        return [self._data_op(e) if data else None for e, data in zip(stage.eqns, stage.data, strict=True)]
+        found: list[TiledOp | None] = []
+        for n, (eqn, data) in enumerate(zip(stage.eqns, stage.data, strict=True)):
+            if not self.scopes:
+                self.position = n
+            found.append(self._data_op(eqn) if data else None)
+        return found
 
     def backward(self, stage: Stage, ops: list[TiledOp | None]) -> list[TiledOp]:
         """The others, last one first: all their users are known."""
@@ -117,10 +134,11 @@ class Tiler:
     def snapshot(self) -> tuple:
         """What was decided so far."""
         wanted = {v: dict(found) for v, found in self.wanted.items()}
-        return dict(self.at), wanted, dict(self.came), dict(self.uses), dict(self.loops), dict(self.kept)
+        halos = self.halos.copy() if self.halos else None
+        return dict(self.at), wanted, dict(self.came), dict(self.uses), dict(self.loops), dict(self.kept), halos
 
     def restore(self, saved: tuple) -> None:
-        self.at, self.wanted, self.came, self.uses, self.loops, self.kept = saved
+        self.at, self.wanted, self.came, self.uses, self.loops, self.kept, self.halos = saved
 
     def _data_op(self, eqn) -> TiledOp:
         if loop := loops.loop_of(eqn):
@@ -131,10 +149,16 @@ class Tiler:
         if op.name not in RULES:
             raise UnsupportedError(_no_rule(eqn, self.stage.name))
         lowered = RULES[op.name](op, self.where)
+        if lowered.scratch:
+            self.scratch.append((rounded(lowered.scratch, self.where.wafer), self.position, self.position))
         steps: list[Step] = []
+        halo: list[tuple[str, Step]] = []  # what comes along an axis of arrays in frames
         for atom, want in zip(eqn.invars, lowered.ins, strict=True):
             if not isinstance(atom, Literal) and want is not None:
-                steps += self.bring(atom, want, keeps=op.name in _KEEP)
+                halo += self.bring(atom, want, keeps=op.name in _KEEP)
+        steps += together(halo) if self.halos and op.name == "concatenate" else [s for _, s in halo]
+        if self.halos and op.name in ("slice", "split"):
+            self.halos.see_through(eqn, self.at)
         steps += lowered.steps
         for v, layout in zip(eqn.outvars, lowered.outs, strict=True):
             self.at[v] = layout
@@ -172,12 +196,14 @@ class Tiler:
             atom = eqn.invars[0]
         self.kept[weight] = want
 
-    def bring(self, atom, want: Layout, keeps: bool = False) -> list[Step]:
-        """The steps that lay a value as an op wants it; `keeps` says that the op decides how a weight is kept."""
+    def bring(self, atom, want: Layout, keeps: bool = False) -> list[tuple[str, Step]]:
+        """The steps that lay a value as an op wants it, each with its axis where it is the halo of an array; `keeps`
+        says that the op decides how a weight is kept."""
         if isinstance(atom, Literal):
             return []
         shape, grid, wafer = tuple(atom.aval.shape), self.where.grid, self.where.wafer
         moved: tuple[Step, ...] = ()
+        halo: list[tuple[str, Step]] = []
         if (weight := self._trained(atom)) is not None:
             if weight not in self.kept:
                 self._keep(atom, weight, want)
@@ -203,15 +229,20 @@ class Tiler:
         elif self.at[atom] != want and (atom, want) not in self.came:
             source, there = self._source(atom, want)
             self.came[atom, want] = self._bytes(source, there)
-            moved = relayout(tuple(source.aval.shape), _itemsize(source.aval), self.at[source], there, grid, wafer)
+            itemsize, now = _itemsize(source.aval), self.at[source]
+            if self.halos:
+                halo = self.halos.bring(source, itemsize, now, there, self.position)
+            else:
+                moved = relayout(tuple(source.aval.shape), itemsize, now, there, grid, wafer)
+        halo = halo or [("", step) for step in moved]
         before = None
         for own, ahead in reversed(self.scopes):
             if atom in own:
                 break
             before = ahead  # what changes from trip to trip is inside; the rest is brought once
         if before is None:
-            return list(moved)
-        before += moved
+            return halo
+        before += [step for _, step in halo]
         return []
 
     def _source(self, atom, want: Layout) -> tuple[Any, Layout]:
@@ -239,7 +270,10 @@ class Tiler:
                 layout = self.at[a] = self.kept[self.roles.homes[a]]
             elif layout is None and not isinstance(a, Literal):
                 layout = self.decided.get((self.seen.get(a), shape)) if eqn.primitive.name in _KEEP else None
-            ins.append(Operand(shape, itemsize, self.roles.of(a), layout))
+            if layout is not None and eqn.primitive.name not in _IN_FRAMES:
+                layout = without_margins(layout, shape)
+            value = a.val if isinstance(a, Literal) else None
+            ins.append(Operand(shape, itemsize, self.roles.of(a), layout, jaxapi.dtype_name(a.aval.dtype), value))
         outs = [v.aval for v in eqn.outvars]
         return Op(
             eqn.primitive.name,
@@ -248,6 +282,7 @@ class Tiler:
             tuple(tuple(o.shape) for o in outs),
             tuple(map(_itemsize, outs)),
             self.hints.get(eqn.outvars[0]) or self.kept.get(self.gradients.get(eqn.outvars[0])),
+            tuple(jaxapi.dtype_name(o.dtype) for o in outs),
         )
 
     def _flexible_op(self, eqn) -> TiledOp:
@@ -292,6 +327,15 @@ class Tiler:
     def _sizes(self, v) -> list[int]:
         """Bytes of each layout that a value has."""
         return [self._bytes(v, at) for at in ([self.at[v]] if v in self.at else self.wanted.get(v, ()))]
+
+
+def _frames(stage: Stage, roles: Roles, grid: Grid, strategy: Strategy) -> Frames | None:
+    """How the arrays of a program without weights and products lie; None where there are any."""
+    arrays = [tuple(v.aval.shape) for v in (*stage.entries, *stage.states) if v.aval.ndim]
+    products = any(e.primitive.name in ("dot_general", "conv_general_dilated") for e in loops.with_inner(stage.eqns))
+    if roles.weights or products or not strategy.compiled or max(map(len, arrays), default=0) < 2:
+        return None
+    return Frames.of(arrays, grid)
 
 
 def _by_rows(step: Compute, tile: tuple[int, ...]) -> Compute:

@@ -61,9 +61,9 @@ def _tile(tiler: "Tiler", eqn: Any, loop: Loop, asked: list[Layout | None]) -> T
     rows = [None if tiler.roles.flexible(a) else _row(tiler, a) for a in stacked]
     for a, want in zip(operands, [*starts, *(None if at is None else _stacked(at) for at in rows)]):
         if want is not None:
-            before += tiler.bring(a, want)
+            before += [step for _, step in tiler.bring(a, want)]
     if loop.kind == "cond" and not tiler.roles.flexible(operands[0]):
-        before += tiler.bring(operands[0], whole(0))
+        before += [step for _, step in tiler.bring(operands[0], whole(0))]
     found = TiledLoop(loop, [], [], [], starts, [], (), before)
     for i, body in enumerate(loop.bodies):
         tiler.at.update((v, at) for v, at in zip(body.invars, [*starts, *rows]) if at is not None)

@@ -163,9 +163,10 @@ def _cut(array, dims: tuple[int, ...], at: Layout) -> tuple[jax.Array, dict[int,
     widths, shape, tile_axis, parts_axis = [(0, 0)] * array.ndim, [], {}, {}
     for d, n in enumerate(array.shape):
         parts = at.y[d] * at.x[d] if d in dims else 1
-        tile = -(-n // parts)
+        before = at.margin(d)[0]
+        tile = -(-at.frame(d, n) // parts)
         if parts > 1:
-            widths[d] = (0, tile * parts - n)
+            widths[d] = (before, tile * parts - n - before)
             parts_axis[d] = len(shape)
             shape.append(parts)
         tile_axis[d] = len(shape)

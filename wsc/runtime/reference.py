@@ -114,10 +114,11 @@ def _tiles(layout: Layout, shape: tuple[int, ...], dims: tuple[int, ...], axis: 
 def _piece(n: int, layout: Layout, d: int, y: int, x: int) -> slice | list[int]:
     """The indices of part (y, x) of a dimension of n elements; of a folded one, of every piece of it."""
     f = layout.fold(d)
-    tile = -(-n // (f * layout.y[d] * layout.x[d]))
+    tile = -(-layout.frame(d, n) // (f * layout.y[d] * layout.x[d]))
     start = min(n // f, (y * layout.x[d] + x) * tile)
     if f == 1:
-        return slice(start, min(n, start + tile))
+        before = layout.margin(d)[0]
+        return slice(max(0, start - before), max(0, min(n, start + tile - before)))
     return [p * (n // f) + i for p in range(f) for i in range(start, min(n // f, start + tile))]
 
 

@@ -47,7 +47,8 @@ def dot_rule(op: Op, where: Where) -> Lowered:
     if stays == 1:
         frees.reverse()
     columns = [(still_at, d) for d in b_still] + [(at, d) for at, dims in frees for d in dims]
-    out_at = Layout(*(tuple(c) for c in zip(*((at.y[d], at.x[d], at.fold(d)) for at, d in columns), strict=True)))
+    laid = [tuple(c) for c in zip(*((at.y[d], at.x[d], at.fold(d)) for at, d in columns), strict=True)]
+    out_at = Layout(*laid) if laid else whole(0)
 
     out_shape = op.out_shapes[0]
     local_still, local_moving = still_at.local(still.shape), moving_at.local(moving.shape)

@@ -1,5 +1,8 @@
 """Element-wise primitives run where their operand lies."""
 
+from dataclasses import replace
+
+from wsc.lowering.frames import home
 from wsc.lowering.layout import Layout, relayout, shared_out, whole
 from wsc.lowering.rules.registry import Lowered, Op, Operand, Where, default_layout, rule, vector
 from wsc.lowering.rules.work import Work, work
@@ -19,10 +22,12 @@ TRANSCENDENTAL = (
     "regularized_incomplete_beta rsqrt sin sinh sqrt tan tanh zeta"
 ).split()
 
+BY_CHANCE = 0.25  # of reads of two tiles that lie anywhere: a PE's banks conflict with those four apart, of eight
+
 
 def main_layout(ins: tuple[Operand, ...], shape: tuple[int, ...], where: Where) -> Layout:
-    """The layout of the operand cut into most parts: the others, cut less, come to it."""
-    laid = [o.layout for o in ins if o.layout is not None and o.shape == shape]
+    """The layout of the operand cut into most parts, in the middle of its frame: the others come to it."""
+    laid = [home(o.layout, shape) for o in ins if o.layout is not None and o.shape == shape]
     return max(laid, key=lambda layout: layout.parts.pes, default=default_layout(shape, where))
 
 
@@ -37,15 +42,17 @@ def lower_elementwise(op: Op, where: Where, done: Work, slowest: str) -> Lowered
     """Every PE does `done` to each element of its tile."""
     shape = op.out_shapes[0]
     layout = main_layout(op.ins, shape, where)
-    if op.hint is not None and not relayout(shape, 4, layout, op.hint, where.grid, where.wafer):
-        layout = op.hint  # every PE has what it will need: the rest is not worked on
-    if slowest in ("transcendental", "divide") and where.strategy.compiled:
+    hint = op.hint if where.frames is None else None
+    if hint is not None and not relayout(shape, 4, layout, hint, where.grid, where.wafer):
+        layout = hint  # every PE has what it will need: the rest is not worked on
+    if slowest in ("transcendental", "divide") and where.strategy.compiled and not layout.margins:
         layout = _shared(layout, shape, slowest, where)
     wanted = tuple(beside(layout, shape, o.shape) for o in op.ins)
     itemsize = max([o.itemsize for o in op.ins if o.shape == shape] + [op.out_itemsizes[0]])
-    return Lowered(
-        wanted, (layout,), worked(done, layout, shape, min(itemsize, 4) if op.complexes else itemsize, where)
-    )
+    steps = worked(done, layout, shape, min(itemsize, 4) if op.complexes else itemsize, where)
+    if where.frames is not None and sum(o.shape == shape for o in op.ins) > 1:
+        steps = tuple(s if s.bare or s.kind != "vector" else replace(s, conflict=BY_CHANCE) for s in steps)
+    return Lowered(wanted, (layout,), steps)
 
 
 def worked(done: Work, layout: Layout, shape: tuple[int, ...], itemsize: int, where: Where) -> tuple[Compute, ...]:

@@ -1,6 +1,7 @@
 """Gathers, updates, and ops that run along a dimension."""
 
 from wsc.lowering.layout import Layout, all_reduce, cut, strides, wavelets, whole
+from wsc.lowering.rules.inset import written
 from wsc.lowering.rules.reduce import equations, innermost
 from wsc.lowering.rules.registry import Lowered, Op, Operand, Where, rule, vector
 from wsc.machine.steps import Multicast, Step
@@ -80,6 +81,8 @@ def _state_layout(state: Operand, update: Operand, where: Where) -> Layout:
 def dynamic_update_slice_rule(op: Op, where: Where) -> Lowered:
     """The PEs that own the rows write them; the update lies along the other dimensions as the operand does."""
     operand, update = op.ins[0], op.ins[1]
+    if where.frames is not None:
+        return written(op, where)
     at = operand.layout or _state_layout(operand, update, where)
     wanted = at.uncut(d for d in range(operand.rank) if operand.shape[d] != update.shape[d])
     write = vector(wanted, update.shape, update.itemsize, where, flops=0)

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 from wsc.layout import Layout
+from wsc.lowering.frames import without_margins
 from wsc.lowering.layout import all_reduce, strides, wavelets, whole
 from wsc.lowering.rules.elementwise import worked
 from wsc.lowering.rules.registry import Lowered, Op, Where, rule, vector
@@ -27,7 +28,10 @@ def innermost(at: Layout, dims) -> Layout:
 )
 def reduce_rule(op: Op, where: Where) -> Lowered:
     operand, axes = op.ins[0], tuple(op.params["axes"])
-    at = innermost(operand.laid(), axes)
+    at = operand.laid()
+    if any(min(at.margin(d)) < 0 for d in axes):  # what lies beyond the frame is not one of equal tiles
+        at = without_margins(at, operand.shape)
+    at = innermost(at, axes)
     kept = [d for d in range(operand.rank) if d not in axes]
     words = 2 if op.name in ("argmax", "argmin") else 1  # a value and its index travel together
     out_at, shape = at.take(kept), op.out_shapes[0]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from wsc.lowering.frames import Frames
 from wsc.lowering.layout import Grid, Layout, lay, whole
 from wsc.lowering.strategy import WSC, Strategy
 from wsc.machine.steps import Compute, Step
@@ -24,6 +25,7 @@ class Operand:
     kind: str  # weight, state, activation, constant or control
     layout: Layout | None
     dtype: str = ""  # its name, where it is known
+    value: Any = None  # of a number known at compile time
 
     @property
     def size(self) -> int:
@@ -67,6 +69,7 @@ class Where:
     wafer: Wafer
     strategy: Strategy = WSC
     apart: bool = True  # there is room for second accumulators
+    frames: Frames | None = None  # how arrays lie, of a program without weights and products
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,10 @@ def rule(*names: str):
 
 def default_layout(shape: tuple[int, ...], where: Where) -> Layout:
     """Where a value lies that nothing else decides: its last dimension along `y`, as a stage's input does. In blocks:
-    the blocks of rows along `y`, those of columns (before the last dimension of a matrix) along `x`."""
+    the blocks of rows along `y`, those of columns (before the last dimension of a matrix) along `x`. Arrays of a
+    program without weights lie in its frames."""
+    if where.frames is not None:
+        return where.frames.layout(shape)
     if where.strategy.blocked and len(shape) >= 2:
         at = lay(shape, "y", [0], where.grid.y)
         across = lay(shape, "x", [len(shape) - 2], where.grid.x)

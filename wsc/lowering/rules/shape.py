@@ -2,8 +2,11 @@
 
 import math
 
+from wsc.lowering.frames import cut_out, without_margins
 from wsc.lowering.layout import Layout, cut, exchange, nest, regroup, whole
 from wsc.lowering.rules.elementwise import main_layout
+from wsc.lowering.rules.inset import joined
+from wsc.lowering.rules.inset import padded as padded_frame
 from wsc.lowering.rules.registry import Lowered, Op, Where, rule, vector
 from wsc.machine.steps import Step
 
@@ -73,8 +76,8 @@ def reshape_rule(op: Op, where: Where) -> Lowered:
 
 @rule("squeeze")
 def squeeze_rule(op: Op, where: Where) -> Lowered:
-    at = op.ins[0].laid()
     gone = op.params["dimensions"]
+    at = op.ins[0].laid().uncut(gone)
     return Lowered((at,), (at.take(d for d in range(op.ins[0].rank) if d not in gone),), ())
 
 
@@ -121,6 +124,7 @@ def broadcast_rule(op: Op, where: Where) -> Lowered:
     for d, new in enumerate(op.params["broadcast_dimensions"]):
         if operand.shape[d] == op.out_shapes[0][new]:
             source[new] = d
+    at = at.uncut(d for d in range(operand.rank) if d not in source)
     return Lowered((at, *(whole(o.rank) for o in op.ins[1:])), (at.take(source),), ())
 
 
@@ -128,6 +132,9 @@ def _slices(op: Op, where: Where, starts: list[tuple[int, ...]], stride: tuple[i
     """Pieces of the operand, one a result; along a cut dimension the elements of a piece are spread anew."""
     operand = op.ins[0]
     at = operand.laid()
+    if where.frames is not None and set(stride) <= {1}:
+        return Lowered((at,), tuple(cut_out(at, operand.shape, b, s) for b, s in zip(starts, op.out_shapes)), ())
+    at = without_margins(at, operand.shape)
     if (piece := _folded_piece(op, at, starts, stride)) is not None:
         return Lowered((at,), (at.unfolded([piece]),) * len(starts), ())
     at = at.unfolded(d for d in range(operand.rank) if any(s[d] != operand.shape[d] for s in op.out_shapes))
@@ -178,6 +185,8 @@ def split_rule(op: Op, where: Where) -> Lowered:
 
 @rule("concatenate")
 def concatenate_rule(op: Op, where: Where) -> Lowered:
+    if where.frames is not None:
+        return joined(op, where)
     dim, shape = op.params["dimension"], op.out_shapes[0]
     laid = [o.layout for o in op.ins if o.layout is not None]
     at = max(laid, key=lambda a: a.parts.pes, default=whole(len(shape)))
@@ -209,7 +218,7 @@ def _no_finer(at: Layout, dim: int, n: int) -> Layout:
     """The layout with dimension `dim`, of n elements, in no more parts than it has elements."""
     y = cut(n, at.y[dim])
     x = cut(-(-n // y), at.x[dim])
-    return Layout(*((*p[:dim], c, *p[dim + 1 :]) for p, c in ((at.y, y), (at.x, x))))
+    return Layout((*at.y[:dim], y, *at.y[dim + 1 :]), (*at.x[:dim], x, *at.x[dim + 1 :]))
 
 
 def _spread(shape, at: Layout, new_shape, new_at: Layout, offset, beside, axis, where: Where, itemsize) -> list[Step]:
@@ -221,6 +230,8 @@ def _spread(shape, at: Layout, new_shape, new_at: Layout, offset, beside, axis, 
 @rule("pad")
 def pad_rule(op: Op, where: Where) -> Lowered:
     """A padded dimension that is cut is spread anew: elements go where the padding pushes them."""
+    if where.frames is not None:
+        return padded_frame(op, where)
     operand, shape, config = op.ins[0], op.out_shapes[0], op.params["padding_config"]
     padded = [d for d, c in enumerate(config) if tuple(c) != (0, 0, 0)]
     at = _cut_once(operand.laid(), padded)
@@ -265,7 +276,8 @@ def tile_rule(op: Op, where: Where) -> Lowered:
     """Repeated dimensions are put together first; every PE then writes its part of the copies."""
     shape, reps, now = op.out_shapes[0], op.params["reps"], op.ins[0].laid()
     at = now.unfolded().uncut(d for d, r in enumerate(reps) if r > 1)
-    out_at = Layout(*(tuple(cut(n, p) for n, p in zip(shape, parts, strict=True)) for parts in (now.y, now.x)))
+    y, x = (tuple(cut(n, p) for n, p in zip(shape, parts, strict=True)) for parts in (now.y, now.x))
+    out_at = Layout(y, x)
     return Lowered((at,), (out_at,), (vector(out_at, shape, op.out_itemsizes[0], where, flops=0),))
 
 
