@@ -8,6 +8,10 @@ import pytest
 pytest.register_assert_rewrite("helpers")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--programs", type=int, default=80, help="how many drawn programs tests/generated tries")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Plans are kept in a folder of this run's own, by the processes that tests start too."""
     folder = tempfile.TemporaryDirectory(prefix="wsc-plans-")

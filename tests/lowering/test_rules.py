@@ -71,6 +71,16 @@ def test_product_of_an_activation_along_x_lies_the_other_way():
     assert of(AllReduce, found.steps)[0].pes == x.x[1]
 
 
+@pytest.mark.parametrize("shape", [(), (12,)])
+def test_product_that_is_one_number(shape):
+    """Nothing is left of either operand: two vectors, or two numbers."""
+    x, k = lay(shape, "y", range(len(shape)), 6), tuple(range(len(shape)))
+    found = lowered("dot_general", [(shape, "activation", x), (shape, "weight", None)], [()], **dims((k, k)))
+    assert found.outs == (whole(0),)
+    assert len(of(AllReduce, found.steps)) == len(shape)
+    assert of(Compute, found.steps)[0].flops == 2 * math.prod(shape)
+
+
 @pytest.mark.parametrize("kind", ["reduce_sum", "reduce_max", "reduce_min", "reduce_prod"])
 def test_reductions_of_a_cut_dimension_go_between_pes(kind):
     at = lay((3, 12), "y", [1], 6)
