@@ -45,6 +45,7 @@ STEPS = (
     steps.Rounds(6, COMPUTES[2:3], (steps.Shift(3, 400, 1200, 2, 400),), transfers=2, tasks=1),  # passing on does
     steps.HostLink(10**6),
     steps.WaferLink(10**6),
+    steps.Stream(10**6, 2 * 10**6, 2),
 )
 
 

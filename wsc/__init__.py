@@ -21,6 +21,7 @@ from wsc.runtime.generate import LanguageModel
 from wsc.runtime.telemetry import Telemetry
 from wsc.sensitivity import sensitivity, sweep
 from wsc.speculative import Speculative, speculative
+from wsc.streaming import Streamed, streamed
 from wsc.validate import validate
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Plan",
     "Program",
     "Speculative",
+    "Streamed",
     "Telemetry",
     "TraceError",
     "UnsupportedError",
@@ -49,6 +51,7 @@ __all__ = [
     "plan_report",
     "sensitivity",
     "speculative",
+    "streamed",
     "sweep",
     "validate",
 ]

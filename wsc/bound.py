@@ -22,7 +22,7 @@ from wsc.lowering.jaxapi import Literal
 from wsc.lowering.roles import UPDATES
 from wsc.machine.bounds import NOTHING, Parts
 from wsc.machine.cost import cost
-from wsc.machine.steps import AllReduce, Compute, HostLink, Move, Reduce, Step, WaferLink
+from wsc.machine.steps import AllReduce, Compute, HostLink, Move, Reduce, Step, Stream, WaferLink
 from wsc.machine.wafer import Wafer
 from wsc.opbound import Node, nodes_of
 from wsc.program import PlacedStage, Program, work
@@ -46,7 +46,7 @@ def _charged(steps: Iterable[tuple[Step, float]], wafer: Wafer) -> Parts:
     for step, times in steps:
         c = cost(step, wafer) * times
         fabric, overhead, arithmetic = float(c.latency + c.serial), float(c.overhead), float(c.arithmetic)
-        if isinstance(step, Move | HostLink | WaferLink):
+        if isinstance(step, Move | HostLink | WaferLink | Stream):
             found += Parts(stages=float(c.cycles))
         elif isinstance(step, AllReduce | Reduce):
             found += Parts(collectives=float(c.cycles))

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from wsc.cli_stream import stream
 from wsc.errors import ArgumentError, WscError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -270,6 +271,9 @@ def hardware_(
         seen = "" if r["range"] is None else " to ".join(f"{n:,.4g}" for n in r["range"])
         table.add_row(r["name"], f"{r['value']:,.6g}", r["unit"], seen, r["kind"], r["source"])
     out.print(table)
+
+
+app.command()(stream)
 
 
 def hardware(name: str) -> Any:

@@ -252,6 +252,19 @@ def _service(model: str, wafers: int) -> tuple[float, str]:
     )
 
 
+def _scaling(wafers: int) -> tuple[float, str]:
+    """With sizes that are assumed: no others are published."""
+    from wsc.models import Llama
+    from wsc.streaming import TRILLION, streamed
+
+    found = streamed(Llama.abstract(TRILLION), sequence=2048, batch=1, wafers=(1, wafers))
+    return found.speedup[-1], (
+        "with the sizes of Megatron-LM's 1T model, one sequence of 2,048 tokens a wafer: nearly all of a step is the "
+        "stream of weights, which a tree brings to all wafers at once. What the 4 % are is not published; input, "
+        "stragglers and a tree below the rate of its links are not modelled."
+    )
+
+
 def decode_bytes(context: int) -> tuple[int, int]:
     """16-bit weights of Llama-3-8B, and its cache of `context` tokens."""
     from wsc.models.config import config
@@ -282,5 +295,6 @@ _PREDICTIONS: dict[str, Callable] = {
     "prefill": lambda *setting: timed_layer("prefill", *setting).cycles_per_layer,
     "kv": _kv,
     "service": _service,
+    "scaling": _scaling,
     "gpu": _gpu,
 }

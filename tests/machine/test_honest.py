@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import wsc
 from wsc.machine.collectives import REDUCES, Costs, Line, all_reduce, cheapest_all_reduce, ways
 from wsc.machine.cost import cost
-from wsc.machine.steps import AllReduce, Compute, HostLink, Move, Multicast, Reduce, Rounds, Shift, WaferLink
+from wsc.machine.steps import AllReduce, Compute, HostLink, Move, Multicast, Reduce, Rounds, Shift, Stream, WaferLink
 from wsc.machine.wafer import WSE2, WSE3
 from wsc.models import Llama, LlamaConfig
 from wsc.runtime.telemetry import Telemetry
@@ -60,7 +60,9 @@ rounds = st.builds(
     st.integers(0, 4),
 )
 moves = st.builds(Move, st.integers(0, 900), WAVELETS, FEW)
-links = st.builds(HostLink, st.integers(0, 10**9)) | st.builds(WaferLink, st.integers(0, 10**9))
+amounts = st.integers(0, 10**9)
+links = st.builds(HostLink, amounts) | st.builds(WaferLink, amounts)
+links |= st.builds(Stream, amounts, amounts, st.integers(0, 4))
 steps = computes | shifts | multicasts | collectives() | rounds | moves | links
 
 LESS = (

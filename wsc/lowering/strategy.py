@@ -19,6 +19,8 @@ class Strategy:
     blocked: arrays come in blocks, their leading dimension one block a PE of the region (see `wsc.lowering.waferllm`)
     gemm_along: products of two operands that are cut along both axes run as rounds of neighbour exchange, their vector
         instructions along this dimension ("m" or "n"); None: one operand stays, the other comes to it
+    streams: activations stay, cut over both axes, features along `y` and all else along `x`; weights are not stored but
+        come in and pass over them (see `wsc.lowering.rules.streamed`)
     """
 
     name: str
@@ -27,9 +29,11 @@ class Strategy:
     compiled: bool = True
     blocked: bool = False
     gemm_along: str | None = None
+    streams: bool = False
 
 
 WSC = Strategy("wsc")
+STREAMING = Strategy("streaming", streams=True)
 
 
 def pair(grid: Any) -> tuple[int, int]:

@@ -8,7 +8,19 @@ from functools import lru_cache
 from wsc.machine import collectives
 from wsc.machine.collectives import Costs, Form, Line
 from wsc.machine.numbers import Number, ceil, maximum, where
-from wsc.machine.steps import AllReduce, Compute, HostLink, Move, Multicast, Reduce, Rounds, Shift, Step, WaferLink
+from wsc.machine.steps import (
+    AllReduce,
+    Compute,
+    HostLink,
+    Move,
+    Multicast,
+    Reduce,
+    Rounds,
+    Shift,
+    Step,
+    Stream,
+    WaferLink,
+)
 from wsc.machine.wafer import Wafer
 
 
@@ -117,6 +129,9 @@ def _cost(step: Step, wafer: Wafer) -> Cost:
         case WaferLink(nbytes):
             seconds = nbytes / wafer.link_bytes_per_second + wafer.link_seconds
             return Cost(links=seconds * wafer.clock_hz, link_bytes=nbytes)
+        case Stream(inward, outward, levels):  # the link is full duplex; every level forwards as the data comes
+            seconds = max(inward, outward) / wafer.link_bytes_per_second + (1 + levels) * wafer.link_seconds
+            return Cost(links=seconds * wafer.clock_hz, link_bytes=inward + outward)
     raise TypeError(f"not a step: {step!r}")
 
 

@@ -11,6 +11,7 @@ SDK = "vendor SDK: samples in its simulator"
 SILICON = "CS-2 silicon: published TFLOP/s"
 WAFERLLM = "WaferLLM, OSDI 2025: WSE-2"
 SERVICE = "Cerebras Inference, 2024: one user, 16-bit weights, no speculative decoding"
+SCALING = "Cerebras and Sandia, December 2024: a model of 1T parameters on CS-3 systems, sizes and batch not published"
 SERVING = "one H100, Llama-3-8B, input and output 1,024 tokens"
 
 
@@ -38,6 +39,7 @@ BARS: dict[str, tuple[float, float] | None] = {
     "KV capacity": (15.0, 15.0),
     "GPUs": (12.0, 12.0),
     "services": None,
+    "scaling": None,
 }
 
 
@@ -143,6 +145,7 @@ def _others() -> list[Measurement]:
         ),
         Measurement("services", "llama-3.1-8b on one WSE-3", ("service", "llama-3.1-8b", 1), 1800, "tokens/s", SERVICE),
         Measurement("services", "llama-3.1-70b, four WSE-3", ("service", "llama-3.1-70b", 4), 450, "tokens/s", SERVICE),
+        Measurement("scaling", "training speed, 16 wafers against one", ("scaling", 16), 15.3, "times one", SCALING),
         Measurement("GPUs", "1 x A100, 8B, context 4,096", ("gpu", "a100", 1, 1, 4096), 78.9, "tokens/s", WAFERLLM),
         Measurement(
             "GPUs", "8 x A100, 8B, context 4,096", ("gpu", "a100", 8, 1, 4096), 260.4, "tokens/s", WAFERLLM,

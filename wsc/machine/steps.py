@@ -122,4 +122,14 @@ class WaferLink:
     nbytes: int
 
 
-Step = Compute | Multicast | Reduce | AllReduce | Shift | Rounds | Move | HostLink | WaferLink
+@dataclass(frozen=True)
+class Stream:
+    """`inward` bytes from external memory to every wafer and `outward` bytes back, at the same time, through `levels`
+    levels of a tree that copies what goes in and sums what comes out at the rate of the link; 0 levels is one wafer."""
+
+    inward: int
+    outward: int
+    levels: int
+
+
+Step = Compute | Multicast | Reduce | AllReduce | Shift | Rounds | Move | HostLink | WaferLink | Stream

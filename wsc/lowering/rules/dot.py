@@ -9,6 +9,7 @@ import math
 
 from wsc.lowering.layout import Layout, all_reduce, fill, lay, nest, shared_out, whole
 from wsc.lowering.rules.registry import Lowered, Op, Operand, Where, rule
+from wsc.lowering.rules.streamed import streamed
 from wsc.machine import kernels
 from wsc.machine.cost import cost
 from wsc.machine.steps import Compute, Step
@@ -31,6 +32,8 @@ def dot_rule(op: Op, where: Where) -> Lowered:
     free_still = [d for d in range(still.rank) if d not in k_still + b_still]
     free_moving = [d for d in range(moving.rank) if d not in k_moving + b_moving]
 
+    if where.strategy.streams and (found := streamed(op, where)) is not None:
+        return found
     if where.strategy.gemm_along and min(moving.laid().parts) > 1 and not b_still:
         return _exchanged(op, stays, k_still, k_moving, free_still, free_moving, where)
     if still.layout is None:

@@ -102,15 +102,18 @@ def rule(*names: str):
 
 def default_layout(shape: tuple[int, ...], where: Where) -> Layout:
     """Where a value lies that nothing else decides: its last dimension along `y`, as a stage's input does. In blocks:
-    the blocks of rows along `y`, those of columns (before the last dimension of a matrix) along `x`. Arrays of a
-    program without weights lie in its frames."""
+    the blocks of rows along `y`, those of columns (before the last dimension of a matrix) along `x`. Where weights
+    stream, the dimensions before the last one lie along `x`. Arrays of a program without weights lie in its frames."""
     if where.frames is not None:
         return where.frames.layout(shape)
     if where.strategy.blocked and len(shape) >= 2:
         at = lay(shape, "y", [0], where.grid.y)
         across = lay(shape, "x", [len(shape) - 2], where.grid.x)
         return at.with_axis("x", across.x) if len(shape) >= 4 else at
-    return lay(shape, "y", [len(shape) - 1], where.grid.y) if shape else whole(0)
+    at = lay(shape, "y", [len(shape) - 1], where.grid.y) if shape else whole(0)
+    if where.strategy.streams and len(shape) >= 2:
+        return at.with_axis("x", lay(shape, "x", range(len(shape) - 1), where.grid.x).x)
+    return at
 
 
 def vector(
