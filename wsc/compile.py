@@ -20,7 +20,7 @@ from wsc.lowering.plan import plan_stages
 from wsc.lowering.rewrite import rewrite
 from wsc.lowering.roles import find_roles
 from wsc.lowering.search import Planned
-from wsc.lowering.strategy import WSC, Strategy, pair
+from wsc.lowering.strategy import STREAMING, WSC, Strategy, pair
 from wsc.lowering.updates import find_updates, homes, updated_weights
 from wsc.machine.wafer import Wafer
 from wsc.program import Program
@@ -28,7 +28,7 @@ from wsc.runtime.executable import Executable, TimedLayer
 from wsc.runtime.execute import ORDERS
 from wsc.runtime.generate import LanguageModel
 
-STRATEGIES = {s.name: s for s in (WSC, waferllm.WAFERLLM)}
+STRATEGIES = {s.name: s for s in (WSC, waferllm.WAFERLLM, STREAMING)}
 PREFILL_CHUNK = 8  # tokens a prefill program takes at a time; their activations must fit beside the weights
 
 

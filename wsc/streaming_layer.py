@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wsc.compile import STRATEGIES, compile
+from wsc.compile import compile
 from wsc.layout import Layout
 from wsc.lowering.rules.elementwise import VECTOR
 from wsc.lowering.rules.flexible import VIEWS
@@ -26,8 +26,6 @@ from wsc.machine.streaming_kernels import ROUND_WORDS
 from wsc.machine.wafer import MOST, Wafer
 from wsc.models.rope import inverse_frequencies, rotate
 from wsc.program import PlacedOp, Program
-
-STRATEGIES[STREAMING.name] = STREAMING
 
 
 @dataclass(frozen=True)

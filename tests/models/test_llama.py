@@ -19,7 +19,7 @@ TOKENS = np.random.default_rng(0).integers(0, 300, 20).tolist()
 
 
 @jax.jit
-def run(model: Llama, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+def run(model: Llama, tokens: jax.Array, cache: Cache | None) -> tuple[jax.Array, Cache]:
     return model(tokens, cache)
 
 
@@ -50,6 +50,17 @@ def test_against_float64_numpy(tiny_config: LlamaConfig, name: str) -> None:
     got, cache = run(model, jnp.array([TOKENS]), model.init_cache(context=32))
     np.testing.assert_allclose(got[0], numpy_llama.logits(model, TOKENS), atol=2e-5)
     assert got.dtype == jnp.float32 and int(cache.length) == len(TOKENS)
+
+
+def test_without_a_cache_the_logits_are_those_of_an_empty_one(tiny: Llama) -> None:
+    rows = [TOKENS, TOKENS[::-1]]
+    got, cache = run(tiny, jnp.array(rows), None)
+    for logits, row in zip(got, rows):
+        np.testing.assert_allclose(logits, numpy_llama.logits(tiny, row), atol=2e-4)
+    _, want = run(tiny, jnp.array(rows), tiny.init_cache(batch=2, context=len(TOKENS)))
+    assert int(cache.length) == int(want.length) == len(TOKENS)
+    for a, b in zip((*cache.k, *cache.v), (*want.k, *want.v), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_norm_scales_count(tiny: Llama) -> None:

@@ -261,6 +261,7 @@ class Tiler:
 
     def _as_op(self, eqn) -> Op:
         ins = []
+        a: Any
         for a in eqn.invars:
             shape, itemsize = tuple(a.aval.shape), _itemsize(a.aval)
             layout = None if isinstance(a, Literal) else self.at.get(a)

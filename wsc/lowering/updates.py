@@ -38,7 +38,7 @@ def updated_weights(normal: Normal, updates: dict[int, int], weights: frozenset[
     jaxpr = normal.jaxpr
     makers = {v: e for e in jaxpr.eqns for v in e.outvars}
     inside: set[int] = set()  # equations of updates
-    todo = [jaxpr.outvars[o] for o in updates]
+    todo: list[Any] = [jaxpr.outvars[o] for o in updates]
     while todo:
         eqn = None if isinstance(at := todo.pop(), Literal) else makers.get(at)
         if eqn is not None and id(eqn) not in inside and eqn.primitive.name in IN_PLACE:

@@ -1,17 +1,25 @@
 """Hugging Face models: a folder of `config.json`, safetensors and `tokenizer.json`, or its name on the hub."""
 
+import dataclasses
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from wsc.errors import CheckpointError, ConfigError, DownloadError
 from wsc.models.config import LlamaConfig
-from wsc.models.weights import Tensor
+from wsc.models.llama import Llama
+from wsc.models.weights import Tensor, name_of
+
+if TYPE_CHECKING:
+    from wsc.models.tokenizer import Tokenizer
 
 _INDEX = "model.safetensors.index.json"
 _NAMES = {
@@ -49,6 +57,40 @@ def read(folder: Path) -> tuple[LlamaConfig, Mapping[str, Tensor]]:
                 raise CheckpointError(f"{shard}: {name} is in another file too; keep only the files of one model")
             found[ours] = tensor
     return config, found
+
+
+def write(folder: Path, model: Llama, tokenizer: "Tokenizer | None" = None) -> None:
+    """Write a model as a folder that `read` and `transformers` take: `config.json`, `model.safetensors`, and the files
+    of its tokenizer. Each file appears whole or not at all. CheckpointError when one cannot be written."""
+    try:
+        from safetensors.flax import save
+    except ImportError as e:
+        raise CheckpointError(f"writing {folder} needs the safetensors package; run: pip install 'wsc[demo]'") from e
+    leaves = {name_of(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
+    weights = {_theirs(name): leaf.T if name.endswith("kernel") else leaf for name, leaf in leaves.items()}
+    sizes = {k: v for k, v in dataclasses.asdict(model.config).items() if v is not None or k.endswith("_id")}
+    config = sizes | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    config["dtype"] = config["torch_dtype"] = str(model.embed.embedding.dtype)
+    files = {"model.safetensors": save(jax.tree.map(jnp.asarray, weights), {"format": "pt"})}
+    files |= {name: text.encode() for name, text in ({} if tokenizer is None else tokenizer.files()).items()}
+    files["config.json"] = json.dumps(config, indent=2).encode()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            part = folder / f".{name}.part"
+            part.write_bytes(data)
+            os.replace(part, folder / name)
+    except OSError as e:
+        raise CheckpointError(
+            f"cannot write to {folder} ({e.strerror}); choose another folder, or free the disk"
+        ) from e
+
+
+def _theirs(name: str) -> str:
+    """`layers.0.attn.q.kernel` as `model.layers.0.self_attn.q_proj.weight`."""
+    layer = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
+    theirs = next(k for k, ours in _NAMES.items() if ours == (layer[2] if layer else name))
+    return f"model.layers.{layer[1]}.{theirs}.weight" if layer else f"{theirs}.weight"
 
 
 def shards(folder: Path) -> list[Path]:

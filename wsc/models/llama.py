@@ -22,6 +22,7 @@ from wsc.models.rope import inverse_frequencies, rotate
 
 Array = jax.Array
 New = Callable[[tuple[int, ...], float | None], Any]
+Past = tuple[Array, Array, Array]  # of one layer: its keys, its values, and how many tokens they are
 
 
 @jax.tree_util.register_dataclass
@@ -73,7 +74,10 @@ class Embedding(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Causal attention of T new tokens over the cache and themselves, G query heads to a key/value head."""
+    """Causal attention of T new tokens over the cache and themselves, G query heads to a key/value head.
+
+    `past` are the layer's keys and values in the cache, [B, KV, S, h], and its length; None: there are none yet.
+    """
 
     def __init__(self, c: LlamaConfig, new: New):
         query, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
@@ -83,20 +87,22 @@ class Attention(nnx.Module):
         self.o = Linear((query, c.hidden_size), new)
         self.kv_heads, self.head_dim = c.num_key_value_heads, c.head_dim  # static: part of every jit key
 
-    def __call__(
-        self, x: Array, rope: tuple[Array, Array], k: Array, v: Array, length: Array
-    ) -> tuple[Array, Array, Array]:
-        b, t, s = x.shape[0], x.shape[1], k.shape[2]
+    def __call__(self, x: Array, rope: tuple[Array, Array], past: Past | None) -> tuple[Array, Array, Array]:
+        b, t = x.shape[:2]
         n, h = self.kv_heads, self.head_dim
         q = rotate(self.q(x).reshape(b, t, -1, h), rope).reshape(b, t, n, -1, h)
-        new_k = rotate(self.k(x).reshape(b, t, n, h), rope).transpose(0, 2, 1, 3).astype(k.dtype)
-        new_v = self.v(x).reshape(b, t, n, h).transpose(0, 2, 1, 3).astype(v.dtype)
-        at = (0, 0, length, 0)
-        k = lax.dynamic_update_slice(k, new_k, at, allow_negative_indices=False)
-        v = lax.dynamic_update_slice(v, new_v, at, allow_negative_indices=False)
+        k = rotate(self.k(x).reshape(b, t, n, h), rope).transpose(0, 2, 1, 3)
+        v = self.v(x).reshape(b, t, n, h).transpose(0, 2, 1, 3)
+        length: Any = 0
+        if past is not None:
+            old_k, old_v, length = past
+            at = (0, 0, length, 0)
+            k = lax.dynamic_update_slice(old_k, k.astype(old_k.dtype), at, allow_negative_indices=False)
+            v = lax.dynamic_update_slice(old_v, v.astype(old_v.dtype), at, allow_negative_indices=False)
         # [B, T, KV, G, h] x [B, KV, S, h] -> [B, KV, T, G, S]: grouped queries read the one K they share.
         scores = lax.dot_general(q, k.astype(q.dtype), (((4,), (3,)), ((0, 2), (0, 1))), preferred_element_type=q.dtype)
-        seen = lax.broadcasted_iota(jnp.int32, (t, s), 1) <= length + lax.broadcasted_iota(jnp.int32, (t, s), 0)
+        ts = (t, k.shape[2])
+        seen = lax.broadcasted_iota(jnp.int32, ts, 1) <= length + lax.broadcasted_iota(jnp.int32, ts, 0)
         masked = jnp.where(seen[:, None, :], scores.astype(jnp.float32) * (1 / math.sqrt(h)), -jnp.inf)
         weights = jax.nn.softmax(masked, axis=-1).astype(x.dtype)
         # [B, KV, T, G, S] x [B, KV, S, h] -> [B, KV, T, G, h]
@@ -127,18 +133,16 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(c.hidden_size, c.rms_norm_eps, new)
         self.mlp = MLP(c, new)
 
-    def __call__(
-        self, x: Array, rope: tuple[Array, Array], k: Array, v: Array, length: Array
-    ) -> tuple[Array, Array, Array]:
-        out, k, v = self.attn(self.attn_norm(x), rope, k, v, length)
+    def __call__(self, x: Array, rope: tuple[Array, Array], past: Past | None) -> tuple[Array, Array, Array]:
+        out, k, v = self.attn(self.attn_norm(x), rope, past)
         x = x + out
         return x + self.mlp(self.mlp_norm(x)), k, v
 
 
 @jax.jit
-def block(layer: Block, x: Array, rope: tuple[Array, Array], k: Array, v: Array, length: Array) -> Any:
+def block(layer: Block, x: Array, rope: tuple[Array, Array], past: Past | None) -> tuple[Array, Array, Array]:
     """One layer under its own jit: equal layers are traced once, however many there are."""
-    return layer(x, rope, k, v, length)
+    return layer(x, rope, past)
 
 
 class Llama(nnx.Module):
@@ -187,22 +191,24 @@ class Llama(nnx.Module):
         """An empty cache for `batch` rows of up to `context` tokens; `dtype` None takes the model's."""
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.abstract_cache(batch, context, dtype))
 
-    def __call__(self, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
+    def __call__(self, tokens: Array, cache: Cache | None = None) -> tuple[Array, Cache]:
         """`tokens` int32 [B, T] after those in `cache` -> logits float32 [B, T, V] and the longer cache.
 
+        Without a cache they are the first of a text, and the cache that is returned holds them and no room for more.
         The caller keeps `cache.length + T <= S`: under jit the length is not known here.
         Raises ArgumentError when shapes or dtypes do not fit the model.
         """
         self._check(tokens, cache)
         c = self.config
         frequencies = inverse_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
-        positions = cache.length + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        length = jnp.int32(0) if cache is None else cache.length
+        positions = length + jnp.arange(tokens.shape[1], dtype=jnp.int32)
         angles = positions.astype(jnp.float32)[:, None] * frequencies
         rope = jnp.cos(angles)[:, None, :], jnp.sin(angles)[:, None, :]  # [T, 1, h/2]: the same for every head
         x = self.embed(tokens)
         keys, values = [], []
-        for layer, k, v in zip(self.layers, cache.k, cache.v):
-            x, k, v = block(layer, x, rope, k, v, cache.length)
+        for i, layer in enumerate(self.layers):
+            x, k, v = block(layer, x, rope, None if cache is None else (cache.k[i], cache.v[i], length))
             keys.append(k)
             values.append(v)
         x = self.norm(x)
@@ -210,12 +216,14 @@ class Llama(nnx.Module):
             logits = _dot(x, self.embed.embedding[...], (2, 1), jnp.float32)
         else:
             logits = self.lm_head(x, jnp.float32)
-        return logits, Cache(tuple(keys), tuple(values), cache.length + tokens.shape[1])
+        return logits, Cache(tuple(keys), tuple(values), length + tokens.shape[1])
 
-    def _check(self, tokens: Array, cache: Cache) -> None:
+    def _check(self, tokens: Array, cache: Cache | None) -> None:
         c = self.config
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ArgumentError(f"tokens must be integers [batch, time], got {tokens.dtype}{list(tokens.shape)}")
+        if cache is None:
+            return
         if len(cache.k) != c.num_hidden_layers or len(cache.v) != c.num_hidden_layers:
             raise ArgumentError(f"the cache has {len(cache.k)} layers, the model {c.num_hidden_layers}; use init_cache")
         want = (tokens.shape[0], c.num_key_value_heads, cache.k[0].shape[2], c.head_dim)

@@ -70,6 +70,12 @@ class Tokenizer:
     def _text(self, token: int | None) -> str:
         return "" if token is None else self._inner.id_to_token(token) or ""
 
+    def files(self) -> dict[str, str]:
+        """What `from_folder` reads, by the names of the files: `tokenizer.json` and `tokenizer_config.json`."""
+        named = {"bos_token": self._text(self.bos_id), "eos_token": self._text(min(self.eos_ids, default=None))}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | {k: v for k, v in named.items() if v}
+        return {"tokenizer.json": self._inner.to_str(), "tokenizer_config.json": json.dumps(settings, indent=2)}
+
     @classmethod
     def from_folder(cls, folder: Path, bos_id: int | None = None, eos_ids: Iterable[int] = ()) -> "Tokenizer":
         """From `tokenizer.json`, with what `tokenizer_config.json` adds; CheckpointError when one cannot be read."""

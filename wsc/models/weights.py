@@ -47,7 +47,7 @@ def build(
     if config.num_hidden_layers > len(tensors):  # before a hostile config makes a billion layers
         _refuse(path, [f"{config.num_hidden_layers} layers, but {len(tensors)} tensors"], "fetch both again")
     paths, tree = jax.tree_util.tree_flatten_with_path(Llama.abstract(config, dtype))
-    wanted = {_name(key): leaf for key, leaf in paths}
+    wanted = {name_of(key): leaf for key, leaf in paths}
     turned = {name: name.endswith("kernel") for name in wanted}
     missing = [f"{n} is missing" for n in wanted if n not in tensors]
     extra = [f"{t.name} is unexpected" for n, t in tensors.items() if n not in wanted]
@@ -77,7 +77,7 @@ def _refuse(path: Path, faults: list[str], advice: str) -> None:
         raise CheckpointError(f"{path}: {'; '.join(faults[:5])}{more}; {advice}")
 
 
-def _name(key: Any) -> str:
+def name_of(key: Any) -> str:
     """`.layers[0].attn.q.kernel.value` as `layers.0.attn.q.kernel`."""
     parts = [str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", "")))) for k in key]
     return ".".join(parts[:-1] if parts[-1] == "value" else parts)
