@@ -205,7 +205,7 @@ def loop(t: Tape, grow: Grow) -> Value:
             new, *out = sub.fn(carry, *([] if x is None else [x]), *rest, *sub.made)
             return new, out
 
-        turned, unroll = t.draw.chance(3), t.draw.choice([1, 1, 2])
+        turned, unroll = t.draw.chance(2), t.draw.choice([1, 1, 2])
         over = stacked[0].x if stacked else None
         final, rows = lax.scan(body, start.x, over, length=steps, reverse=turned, unroll=unroll)
     elif kind == "fori":
