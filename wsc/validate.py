@@ -220,6 +220,19 @@ def timed_layer(phase: str, model: str, grid: int, context: int) -> Telemetry:
     return (exe if phase == "decode" else exe.prefill).telemetry
 
 
+@lru_cache(maxsize=4)
+def _compiled_stencil(cells: int) -> tuple[float, str]:
+    """A column of `cells` on every PE, from the stage's input to its output."""
+    import jax
+
+    import wsc
+    from wsc.models.stencil import wave_step
+
+    u = jax.ShapeDtypeStruct((WSE2.columns, WSE2.rows, cells), "float32")
+    exe = wsc.compile(wave_step, u, u, wafer=WSE2)
+    return float(exe.telemetry.cycles_per_layer), f"{WSE2.columns} columns of PEs; measured on 755, each as busy"
+
+
 def _kv(model: str, grid: int, shifted: bool) -> tuple[float, str]:
     from wsc.models.config import config
 
@@ -285,6 +298,7 @@ _PREDICTIONS: dict[str, Callable] = {
     "map": _map,
     "loop": _loop,
     "column": lambda cells: _cycles(kernels.stencil_column(cells, 4, 43, (994, 755)), WSE2),
+    "compiled stencil": _compiled_stencil,
     "summa": _summa,
     "arrival": lambda first, further: float(first + further * WSE2.deliver_cycles),
     "direct": lambda wafer: _cycles(kernels.stencil_direct(WAFERS[wafer]), WAFERS[wafer]),

@@ -52,6 +52,7 @@ class Halos:
             found = relayout(shape, itemsize, now, then, where.grid, where.wafer)
             if len(found) == 1 and isinstance(shift := found[0], Shift):
                 signs = tuple((a > b) - (a < b) for (a, _), (b, _) in zip(goes, map(now.margin, range(len(shape)))))
+                # Where the slice is cut out across the axis: what came along the one axis is passed on along the other.
                 across = tuple(now.margin(d) for d, a in enumerate(along) if not a)
                 far = 2 * shift.distance > getattr(where.grid, axis)  # round the ends of a line, not a neighbour's
                 found = self._more(base, (axis, signs, across, far), shift, v, there, op)
