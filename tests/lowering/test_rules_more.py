@@ -10,6 +10,7 @@ from jax import lax
 import wsc
 from wsc.lowering.layout import Grid, Layout, lay, whole
 from wsc.lowering.rules import RULES, Op, Operand, Where
+from wsc.lowering.rules.flexible import made
 from wsc.lowering.rules.linalg import fft_flops
 from wsc.lowering.rules.ragged import Experts, routing
 from wsc.lowering.rules.random import word_work
@@ -237,3 +238,19 @@ def test_the_bytes_of_a_number_stay_where_it_is():
     joined = rule_of("bitcast_convert_type", lambda x: lax.bitcast_convert_type(x, jnp.float32),
                      jnp.zeros((3, 12, 4), jnp.uint8), layouts=[Layout((1, 3, 2), (1, 1, 1))])  # fmt: skip
     assert joined.ins == (Layout((1, 3, 1), (1, 1, 1)),) and joined.outs == (Layout((1, 3), (1, 1)),)
+
+
+def test_what_no_activation_reaches_costs_the_same():
+    """Of the control plane: views are free, a hash is 60 operations a word, a power two functions and a product."""
+    number, key = Operand((3, 12), 4, "control", None, "float32"), Operand((), 8, "control", None, "key<fry>")
+    ops = {
+        "transpose": Op("transpose", {}, (number,), ((3, 12),), (4,)),
+        "random_bits": Op("random_bits", {}, (key,), ((3, 12),), (4,)),
+        "pow": Op("pow", {}, (number, number), ((3, 12),), (4,)),
+        "iota": Op("iota", {}, (), ((3, 12),), (4,)),
+    }
+    steps = {name: made(op, ALONG_Y, (3, 12), 4, WHERE) for name, op in ops.items()}
+    assert {n: [(s.kind, s.calls) for s in found] for n, found in steps.items()} == {
+        "transpose": [], "random_bits": [("vector", 60)], "pow": [("vector", 1), ("transcendental", 2)],
+        "iota": [("vector", 1)],
+    }  # fmt: skip

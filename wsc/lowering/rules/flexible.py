@@ -4,12 +4,16 @@ positions). They lie as their user wants them, so layouts are pulled from the re
 import math
 
 from wsc.lowering.layout import Layout, nest, whole
-from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR, beside
+from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR, beside, work_of, worked
+from wsc.lowering.rules.random import random_work
+from wsc.lowering.rules.registry import Op, Where, vector
 from wsc.lowering.rules.shape import IDENTITIES, groups
+from wsc.machine.steps import Compute
 
 _ELEMENTWISE = {*VECTOR, *DIVIDE, *TRANSCENDENTAL, "integer_pow"}
 VIEWS = {
-    "reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim", "slice", "bitcast_convert_type", *IDENTITIES
+    "reshape", "squeeze", "expand_dims", "transpose", "broadcast_in_dim", "slice", "bitcast_convert_type",
+    "random_clone", "random_unwrap", "random_wrap", *IDENTITIES,
 }  # fmt: skip
 # What a weight may go through and still be a stored weight; the arithmetic is done where it is used.
 THROUGH = VIEWS | _ELEMENTWISE
@@ -43,6 +47,17 @@ def pull(
     if len(first) == len(out_shape):  # slices, pads, scans: dimensions of unchanged size keep their cut
         return [at.uncut(d for d in range(len(first)) if first[d] != out_shape[d]), *rest]
     return [whole(len(s)) for s in in_shapes]
+
+
+def made(op: Op, at: Layout, shape: tuple[int, ...], itemsize: int, where: Where) -> tuple[Compute, ...]:
+    """What it takes to make a result of `shape`, elements of `itemsize` bytes, laid as `at`, where its operands are
+    there: nothing for a view, the operations of its function for an element-wise op, one instruction for others."""
+    if op.name in VIEWS:
+        return ()
+    done = random_work(op) or (work_of(op) if op.name in _ELEMENTWISE else None)
+    if done is not None:
+        return worked(done, at, shape, min(4, itemsize) if op.complexes else itemsize, where)
+    return (vector(at, shape, itemsize, where, flops=0),)
 
 
 def _pull_reshape(shape, out_shape, at: Layout) -> Layout:

@@ -13,6 +13,7 @@ from wsc.lowering.rules.work import COUNTERS, THREEFRY, WORK, Work
 # Marsaglia and Tsang's rejection sampling: a normal number, a uniform one and two logarithms a trial; PEs work in lock
 # step on vectors, so a second trial is made for the few elements that need one, and further ones are not counted.
 _TRIALS = 2
+_KEYS = ("random_split", "random_fold_in", "random_seed")
 _NAMES = {"fry": "threefry2x32", "fry4": "threefry4x32", "rbg": "philox4x32", "urbg": "philox4x32"}
 
 
@@ -37,6 +38,16 @@ def word_work(generator: str = "fry") -> int:
     return math.ceil(block.vector / words)
 
 
+def random_work(op: Op) -> Work | None:
+    """Operations of one element of what draws random numbers or makes keys; None for anything else."""
+    if op.name in COUNTERS:
+        return _hash(op.name)[0]
+    if op.name in ("random_bits", "rng_bit_generator"):
+        generator = "philox4x32" if op.name == "rng_bit_generator" else _of_key(op)
+        return Work(word_work(generator) * max(1, op.out_itemsizes[-1] // 4))
+    return _hash(_of_key(op))[0] if op.name in _KEYS else None
+
+
 @rule(*COUNTERS)
 def counter_rule(op: Op, where: Where) -> Lowered:
     """Blocks of a counter-based generator, one an element; every result is one word of the block."""
@@ -49,15 +60,13 @@ def counter_rule(op: Op, where: Where) -> Lowered:
 @rule("random_bits", "rng_bit_generator")
 def random_bits_rule(op: Op, where: Where) -> Lowered:
     """Words of the generator of the key, each PE its own; rng_bit_generator counts as philox4x32 and returns a key."""
-    shape, itemsize = op.out_shapes[-1], op.out_itemsizes[-1]
-    generator = "philox4x32" if op.name == "rng_bit_generator" else _of_key(op)
+    shape, done = op.out_shapes[-1], random_work(op) or Work(1)
     at = default_layout(shape, where)
-    steps = worked(Work(word_work(generator) * max(1, itemsize // 4)), at, shape, 4, where)
     outs = tuple(whole(len(s)) for s in op.out_shapes[:-1])
-    return Lowered(tuple(whole(o.rank) for o in op.ins), (*outs, at), steps)
+    return Lowered(tuple(whole(o.rank) for o in op.ins), (*outs, at), worked(done, at, shape, 4, where))
 
 
-@rule("random_split", "random_fold_in", "random_seed")
+@rule(*_KEYS)
 def key_rule(op: Op, where: Where) -> Lowered:
     """One block a new key, on every PE."""
     at = whole(len(op.out_shapes[0]))
