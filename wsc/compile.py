@@ -89,11 +89,11 @@ def compile(
         chunks = [prefill_chunk] if prefill_chunk else [n for n in (most, most // 2, most // 4, most // 8) if n]
         chunked = [step(model, n, context, batch) for n in chunks]
         decode, prefill = _lower(step(model, 1, context, batch), chunked, wafer, wafers, chosen, goal)
-        bound = tuple(jax.tree.leaves(model))
-        return LanguageModel(model, *decode, Executable(*prefill, order, bound), order, context, batch, again)
-    (lowered,) = _lower(entry_of(model, args, weight_argnums), [], wafer, wafers, chosen, goal)
-    bound = tuple(jax.tree.leaves(model)) if jaxapi.is_nnx_module(model) else ()
-    return Executable(*lowered, order, bound)
+        return LanguageModel(model, *decode, Executable(*prefill, order, (model,)), order, context, batch, again)
+    entry = entry_of(model, args, weight_argnums)
+    (lowered,) = _lower(entry, [], wafer, wafers, chosen, goal)
+    bound = (model,) if jaxapi.is_nnx_module(model) else ()
+    return Executable(*lowered, order, bound, entry.in_place)
 
 
 @contextlib.contextmanager
@@ -153,7 +153,7 @@ def _plan(entry: Entry, strategy: Strategy, leader: Planned | None = None) -> _P
     """The passes before placement. The weights lie as the `leader` lays them."""
     traced = _trace(entry)
     written = normalize(traced, weight_leaves(entry))
-    updates = find_updates(traced, written)
+    updates = find_updates(traced, written, entry.in_place)
     weights = updated_weights(written, updates, weight_leaves(entry))
     normal = rewrite(written, weights) if strategy.compiled else written
     roles = find_roles(normal, traced.arg_names, weights, updates, homes(written, updates, weights))

@@ -1,5 +1,6 @@
 """Entries: what is compiled, as a function with example arguments, and which of these are weights."""
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from wsc.lowering.build import Conditions
 
 @dataclass(frozen=True)
 class Entry:
-    """One function to compile: its example arguments, which of them are weights, and what its figures hold for."""
+    """One function to compile: its example arguments, which of them are weights, and what its figures hold for. One
+    that is `in_place` returns (outputs, new leaves of its arguments by number)."""
 
     fn: Callable
     args: tuple
     weight_argnums: tuple[int, ...]
     conditions: Conditions
+    in_place: bool = False
 
 
 def timed_layers(model: Any, grid: int, context: int, batch: int) -> list[Entry]:
@@ -53,7 +56,7 @@ def step(model: Any, tokens: int, context: int, batch: int) -> Entry:
 
 def entry_of(model: Any, args: tuple, weight_argnums: int | Sequence[int] | None) -> Entry:
     if jaxapi.is_nnx_module(model):
-        fn, args, weights = _call_module, (model, *args), (0,)
+        fn, args, weights = (lambda model, *args: model(*args)), (model, *args), (0,)
     elif jaxapi.is_linen_module(model):
         fn, weights = model.apply, (0,)
     elif callable(model):
@@ -73,19 +76,27 @@ def entry_of(model: Any, args: tuple, weight_argnums: int | Sequence[int] | None
         if bad := [i for i in weights if not 0 <= i < len(args)]:
             raise ArgumentError(f"weight_argnums has {bad[0]}, and there are {len(args)} arguments")
     sizes = {str(a.dtype) for a in jax.tree.leaves(args) if hasattr(a, "dtype")}
-    return Entry(fn, args, weights, Conditions(f"one call, {', '.join(sorted(sizes)) or 'no arrays'}"))
+    conditions = Conditions(f"one call, {', '.join(sorted(sizes)) or 'no arrays'}")
+    in_place = any(map(jaxapi.is_nnx_object, args))
+    return Entry(_in_place(fn) if in_place else fn, args, weights, conditions, in_place)
 
 
-def _call_module(model: Any, *args: Any) -> Any:
-    """A module's call; what it would change of itself would be lost, so that is refused."""
-    before = jax.tree.leaves(model)
-    outputs = model(*args)
-    if any(a is not b for a, b in zip(before, jax.tree.leaves(model), strict=False)):
-        raise UnsupportedError(
-            f"{type(model).__name__} changes its own state when it is called, and a compiled program would lose the "
-            f"change: call model.eval() first, or compile a function that returns the new state"
-        )
-    return outputs
+def _in_place(fn: Callable) -> Callable:
+    """The function with what it changes of flax nnx objects among its results: their new leaves by number."""
+
+    @functools.wraps(fn)  # arguments keep their names
+    def call(*args: Any) -> tuple[Any, dict[int, Any]]:
+        before, tree = jax.tree.flatten(args)
+        outputs = fn(*args)
+        after, now = jax.tree.flatten(args)
+        if now != tree:
+            raise UnsupportedError(
+                f"{getattr(fn, '__name__', fn)!r} gives its arguments another structure: it may set variables of flax "
+                f"objects, and not add or remove any. Was: {tree}. Is: {now}"
+            )
+        return outputs, {i: b for i, (a, b) in enumerate(zip(before, after, strict=True)) if a is not b}
+
+    return call
 
 
 def _looks_like_weights(argument: Any) -> bool:

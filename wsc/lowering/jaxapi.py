@@ -156,6 +156,18 @@ def is_nnx_module(value) -> bool:
     return isinstance(value, nnx.Module)
 
 
+def is_nnx_object(value) -> bool:
+    """A flax object with variables, such as a module or an optimizer."""
+    nnx = importlib.import_module("flax.nnx")
+    return isinstance(value, nnx.Module | nnx.Optimizer | nnx.Rngs | nnx.Metric)
+
+
+def set_leaves(value, leaves: list) -> None:
+    """Give the variables of a flax object new values, in the order of its leaves."""
+    nnx = importlib.import_module("flax.nnx")
+    nnx.update(value, nnx.state(jax.tree.unflatten(jax.tree.structure(value), leaves)))
+
+
 def is_linen_module(value) -> bool:
     linen = importlib.import_module("flax.linen")
     return isinstance(value, linen.Module)

@@ -13,12 +13,16 @@ from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR
 IN_PLACE = {*VECTOR, *DIVIDE, *TRANSCENDENTAL, "integer_pow", "dynamic_update_slice", "scatter", "scatter-add"}
 
 
-def find_updates(traced: Traced, normal: Normal) -> dict[int, int]:
+def find_updates(traced: Traced, normal: Normal, in_place: bool = False) -> dict[int, int]:
     """Positions of results -> of the arguments that they are new values of: a tree of results is like that of an
-    argument, and each leaf of it is computed from the argument's element by element. Bare arrays are no trees."""
+    argument, and each leaf of it is computed from the argument's element by element. Bare arrays are no trees. Of a
+    function that works `in_place`, the second result has them by number."""
     found: dict[int, int] = {}
     makers = {v: e for e in normal.jaxpr.eqns for v in e.outvars}
     outputs = jax.tree.unflatten(traced.out_tree, range(len(normal.jaxpr.outvars)))
+    if in_place:
+        outputs, changed = outputs
+        found = {out: i for i, out in changed.items()}
     for argument in jax.tree.unflatten(traced.in_tree, range(len(traced.args))):
         leaves, tree = jax.tree.flatten(argument)
         if tree.num_leaves == 0 or jax.tree_util.treedef_is_leaf(tree):

@@ -15,6 +15,7 @@ from wsc.machine.baselines import Serving
 from wsc.machine.wafer import Wafer
 from wsc.program import Program
 from wsc.runtime.execute import as_function
+from wsc.runtime.in_place import InPlace
 from wsc.runtime.report import Report
 from wsc.runtime.telemetry import Telemetry
 
@@ -48,13 +49,18 @@ class Executable:
     """A program compiled for a wafer. Calling it returns (outputs, telemetry).
 
     `order` is "fabric" (partial sums added as the wafer adds them) or "xla" (as `jax.jit` would).
-    `bound` are the leaves of a model given to `compile`; they come before the call's own arguments.
+    `bound` has the model that was given to `compile`: its leaves come before the call's own arguments. What a function
+    that works `in_place` changes of flax objects is written back into them by every call.
     """
 
-    def __init__(self, program: Program, traced: Traced, order: str, bound: tuple = ()):
+    def __init__(self, program: Program, traced: Traced, order: str, bound: tuple = (), in_place: bool = False):
         self.program, self.order = program, order
         self.in_tree, self.out_tree, self.out_info = traced.in_tree, traced.out_tree, traced.out_info
-        self._names, self._avals, self._bound = traced.arg_names, traced.args, bound
+        self._names, self._avals, self._objects = traced.arg_names, traced.args, bound
+        self._bound = tuple(jax.tree.leaves(bound))
+        self._in_place = InPlace.of(program, traced) if in_place else None
+        if self._in_place:
+            self.out_tree, self.out_info = self._in_place.results, traced.out_info[0]
         self._function = as_function(program, order)
 
     @property
@@ -76,15 +82,20 @@ class Executable:
     @cached_property
     def jitted(self):
         """The flat function, jitted: (tiles of bound weights, *leaves) -> (leaves, runs of counted bodies)."""
-        if self._bound:
+        if self._fixed:
             return jax.jit(self._function.run)
         return jax.jit(lambda tiles, *flat: self._function(*flat))
+
+    @property
+    def _fixed(self) -> bool:
+        """There are bound weights, and no call changes them."""
+        return bool(self._bound) and not (self._in_place and self._in_place.changed)
 
     @cached_property
     def tiles(self) -> tuple:
         """The bound weights as the PEs hold them, where that differs from how the model does; made once."""
         inputs = [*self._bound_leaves(), *self._avals[len(self._bound) :]]
-        if not self._bound or not jax.eval_shape(self._function.prepare, *inputs):
+        if not self._fixed or not jax.eval_shape(self._function.prepare, *inputs):
             return ()
         zeros = [jax.numpy.zeros((), a.dtype) if isinstance(a, jax.ShapeDtypeStruct) else a for a in inputs]
         return jax.jit(self._function.prepare)(*zeros)
@@ -97,7 +108,12 @@ class Executable:
 
     def __call__(self, *args: Any) -> tuple[Any, Telemetry]:
         """Outputs, and what the wafer did. Raises ArgumentError when an argument is not what was compiled for."""
-        outputs, counts = self.jitted(self.tiles, *self._bound_leaves(), *self._check(args))
+        leaves = [*self._bound_leaves(), *self._check(args)]
+        outputs, counts = self.jitted(self.tiles, *leaves)
+        if self._in_place:
+            objects = (*self._objects, *args)
+            self._in_place.write_back(objects, leaves, outputs)
+            outputs, self._bound = outputs[: self._in_place.count], tuple(jax.tree.leaves(self._objects))
         telemetry = Telemetry(self.program, tuple(map(int, counts))) if counts else self.telemetry
         return jax.tree.unflatten(self.out_tree, outputs), telemetry
 

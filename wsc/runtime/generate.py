@@ -37,7 +37,7 @@ class LanguageModel(Executable):
         again: Callable[["LanguageModel", int], Callable[..., list[Program]]],
     ):
         """`again(self, context)` makes programs for another context on the same regions, given numbers of tokens."""
-        super().__init__(program, traced, order, bound=tuple(jax.tree.leaves(model)))
+        super().__init__(program, traced, order, bound=(model,))
         self.model, self.prefill, self.context, self._users, self.again = model, prefill, context, batch, again
 
     @property
