@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
-
 from wsc.errors import ArgumentError, FitError, TraceError, WscError
 from wsc.lowering import jaxapi, plancache, waferllm
 from wsc.lowering.build import build_programs

@@ -1,6 +1,6 @@
 """Memory: an address for every byte a PE of a stage holds. Code first, then weights, state, and buffers by lifetime."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from wsc.lowering.jaxapi import Literal
@@ -14,12 +14,10 @@ from wsc.machine.wafer import Wafer
 from wsc.program import Allocation
 
 
-def lifetimes(
-    stage: Stage, roles: Roles, sizes_of: Callable[[Any], list[int]], copies: Mapping[tuple, int]
-) -> list[tuple[int, int, int]]:
+def lifetimes(stage: Stage, roles: Roles, sizes_of: Callable[[Any], list[int]]) -> list[tuple[int, int, int]]:
     """Bytes a PE of every value computed in the stage, from the op that makes it to the last that reads it. Renames
     share their operand's bytes; state is updated in place, and so is what an element-wise op reads last. `sizes_of`
-    gives the bytes of each layout that a value has, `copies` those of values brought into another one."""
+    gives the bytes of each layout that a value has."""
     root: dict = {}
     last: dict = {}
     first = _arrivals(stage)
@@ -50,13 +48,9 @@ def lifetimes(
         begin, until = spans.get(at, (n, n))
         spans[at] = min(begin, n), max(until, last.get(v, n))
     found = [(nbytes, *spans[v]) for v in first if v in spans for nbytes in sizes[v]]
-    for (v, _), nbytes in copies.items():  # brought into another layout for one op
-        users = [n for n, e in enumerate(stage.eqns) if v in e.invars]
-        if users:
-            found.append((nbytes, min(users), max(users)))
     for n, eqn in enumerate(stage.eqns):
         if loop := loop_of(eqn):
-            found.append((_peak_of_bodies(stage, loop, roles, sizes_of, copies), n, n))
+            found.append((_peak_of_bodies(stage, loop, roles, sizes_of), n, n))
     return found
 
 
@@ -70,13 +64,13 @@ def _arrivals(stage: Stage) -> dict[Any, int]:
     return found
 
 
-def _peak_of_bodies(stage: Stage, loop: Loop, roles: Roles, sizes_of, copies: Mapping[tuple, int]) -> int:
+def _peak_of_bodies(stage: Stage, loop: Loop, roles: Roles, sizes_of: Callable[[Any], list[int]]) -> int:
     """Bytes a PE that the bodies of a loop take beside what is carried: that lies where the loop's results will."""
     most = 0
     for body in loop.bodies:
         inner = body_stage(stage.name, body, roles)
         inner.entries = []
-        most = max([most, *(o + n for o, n in allocate_buffers(lifetimes(inner, roles, sizes_of, copies)))])
+        most = max([most, *(o + n for o, n in allocate_buffers(lifetimes(inner, roles, sizes_of)))])
     return most
 
 

@@ -18,23 +18,13 @@ from wsc.errors import UnsupportedError
 from wsc.lowering import jaxapi, loops
 from wsc.lowering.jaxapi import Literal, Traced
 from wsc.lowering.loops import Loop
+from wsc.lowering.rules.coverage import CALLS
 from wsc.lowering.rules.flexible import VIEWS
+from wsc.lowering.rules.shape import IDENTITIES
 
 MAX_FOLD = 1 << 16  # elements of a constant computed at compile time; larger ones stay equations
 
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
-    "remat2": "jaxpr",
-    "remat": "jaxpr",
-    "checkpoint": "jaxpr",
-}
-_IDENTITIES = {"copy", "copy_p", "stop_gradient", "optimization_barrier", "sharding_constraint"}
+_IDENTITIES = {*IDENTITIES, "device_put", "optimization_barrier"}
 _INDEXING = {"dynamic_slice", "gather"}
 
 
@@ -105,8 +95,14 @@ class Builder:
 
     def emit(self, eqn, operands, caller) -> list:
         name = eqn.primitive.name
-        if name in _CALLS:
-            inner, consts = jaxapi.open_jaxpr(eqn.params[_CALLS[name]])
+        if name == "custom_linear_solve":
+            lengths, body = eqn.params["const_lengths"], eqn.params["jaxprs"].solve
+            first = lengths.matvec + lengths.vecmat
+            own, sides = operands[first : first + lengths.solve], operands[sum(lengths) :]
+            inner, consts = jaxapi.open_jaxpr(body)
+            return self.inline(inner, consts, [*own, *sides], self._scoped(eqn, caller))
+        if name in CALLS:
+            inner, consts = jaxapi.open_jaxpr(eqn.params[CALLS[name]])
             return self.inline(inner, consts, operands, self._scoped(eqn, caller))
         if name in loops.NAMES and not self._foldable(eqn, operands):
             return self._control_flow(eqn, operands, self._scoped(eqn, caller))
@@ -280,8 +276,8 @@ def _indexes(jaxpr, v) -> bool:
         if any(a is v for a in eqn.invars):
             if eqn.primitive.name in _INDEXING and eqn.invars[0] is v:
                 return True
-            if eqn.primitive.name in _CALLS:
-                inner, _ = jaxapi.open_jaxpr(eqn.params[_CALLS[eqn.primitive.name]])
+            if eqn.primitive.name in CALLS:
+                inner, _ = jaxapi.open_jaxpr(eqn.params[CALLS[eqn.primitive.name]])
                 if any(_indexes(inner, w) for w, a in zip(inner.invars, eqn.invars, strict=True) if a is v):
                     return True
     return False

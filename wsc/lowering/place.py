@@ -21,6 +21,7 @@ from wsc.program import Region
 MAX_WAFERS = 512
 CROWDED = 0.4  # of the PEs needed at least: then packing decides on sizes
 FULL = 0.7  # then shelves of other heights are looked at
+MUCH = tuple(2.0**n for n in range(4, 11))  # times its weights that a stage may need, for what it works on
 BEAM = 3  # of the best candidates, tiled again with more care
 NEAR = tuple((a, b) for a in (-1, 0, 1) for b in (-1, 0, 1))  # sizes next to one, of height and width
 FARTHER = (*((a, 0) for a in (-4, -3, -2, 2, 3, 4)), (0, -2), (0, 2))  # looked at where none of those is better
@@ -230,7 +231,10 @@ class Placer:
     def _widths(self, i: int, height: int, narrowest: int) -> list[tuple[int, float]]:
         """(width, cycles) of a stage at this height, each wider one with fewer cycles than those before."""
         columns, found = int(self.wafer.columns), []
-        for width in sorted({min(columns, math.ceil(narrowest * f)) for f in (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0)}):
+        factors = (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0, *MUCH)
+        for width in sorted({min(columns, math.ceil(narrowest * f)) for f in factors}):
+            if found and width > 8 * narrowest:
+                break
             if self.holds(i, Grid(height, width), self.both):
                 cycles = self._cycles(i, Grid(height, width))
                 if not found or cycles < found[-1][1]:

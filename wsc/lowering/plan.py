@@ -16,6 +16,7 @@ from wsc.lowering import jaxapi, loops
 from wsc.lowering.jaxapi import Literal
 from wsc.lowering.normalize import Normal
 from wsc.lowering.roles import Roles, Weight
+from wsc.lowering.updates import gradients
 
 SMALL = 0.02  # a stage with less than this share of the largest stage's weights joins its neighbour
 
@@ -49,7 +50,11 @@ def plan_stages(normal: Normal, roles: Roles) -> list[Stage]:
     eqns = normal.jaxpr.eqns
     data = [i for i, e in enumerate(eqns) if not all(roles.flexible(v) for v in e.outvars)]
     views = {v: i for i, e in enumerate(eqns) if all(roles.flexible(o) for o in e.outvars) for v in e.outvars}
+    made_for = gradients(eqns, roles)
     used = [_weights_of(eqns[i], eqns, views, roles) for i in data]
+    for n, i in enumerate(data):  # a gradient is made where its weight lies
+        weight, _ = made_for.get(eqns[i].outvars[0], (None, None))
+        used[n] += [weight] if weight is not None and weight not in used[n] else []
     keys = _merge_small(used, roles)
     names, homes, visits = _assign(eqns, data, used, keys, roles)
     _push_later(eqns, data, used, visits, homes, roles)
@@ -103,12 +108,14 @@ def _merge_small(used: list[list], roles: Roles) -> dict:
     large = {key for key, size in sizes.items() if size >= SMALL * max(sizes.values())}
     uses = [keys[v] for weights in used for v in weights]
     renamed: dict[str, str] = {}
-    for neighbour in (reversed(uses), uses):  # the next large one; at the end, the one before
-        nearest = None
-        for key in neighbour:
-            nearest = key if key in large else nearest
-            if nearest is not None:
-                renamed.setdefault(key, nearest)
+    nearest = None
+    for key in reversed(uses):  # the large one that comes next after the first use
+        nearest = key if key in large else nearest
+        if nearest is not None:
+            renamed[key] = nearest
+    for key in uses:  # at the end, the one before
+        nearest = key if key in large else nearest
+        renamed.setdefault(key, nearest or key)
     return {v: renamed[key] for v, key in keys.items()}
 
 
@@ -161,12 +168,17 @@ def _push_later(eqns, data, used, place: list[int], homes: list[int], roles: Rol
             until, mine = min(late[u] for u in after[n]), homes[place[n]]
             place[n] = first[n] = late[n] = max(v for v in range(until + 1) if homes[v] == mine or v == place[n])
 
+    def goes(used: int, there: int) -> bool:
+        """What is used in one visit goes to another one anyway."""
+        return used >= there and (not roles.trained or homes[used] == homes[there])
+
+    at = late if roles.trained else first
     sources: list[set] = []
     for n in range(len(data)):
         found: set = set()
         there = homes[late[n]]
         moving = [a for a in reads[n] if not (a in maker and homes[first[maker[a]]] == there)]
-        moving = [a for a in moving if not any(first[u] >= late[n] for u in users[a])]
+        moving = [a for a in moving if not any(goes(at[u], late[n]) for u in users[a])]
         for a in sorted(moving, key=lambda a: -_bytes([a])):
             pushed = a in maker and late[maker[a]] > first[maker[a]] and late[maker[a]] >= late[n]
             options = [sources[maker[a]], {a}] if pushed else [{a}]
@@ -177,7 +189,7 @@ def _push_later(eqns, data, used, place: list[int], homes: list[int], roles: Rol
         if late[n] == first[n]:
             continue
         along = sources[n] - going.get(late[n], set())
-        along = [a for a in along if not any(place[u] >= late[n] for u in users[a] if u != n)]
+        along = [a for a in along if not any(goes(place[u], late[n]) for u in users[a] if u != n)]
         if _bytes(along) > _bytes(eqns[data[n]].outvars) * 17 / 16:  # a scalar more, such as a norm's, decides nothing
             continue
         place[n] = max(first[n], min([late[n], *(place[u] for u in after[n])]))

@@ -16,7 +16,10 @@ from wsc.lowering.rules.flexible import THROUGH, VIEWS
 from wsc.lowering.updates import is_array
 
 NOTHING: Mapping = MappingProxyType({})
-UPDATES = {"dynamic_update_slice", "scatter", "scatter-add", "scatter_add"}
+UPDATES = {
+    "dynamic_update_slice", "scatter", "scatter-add", "scatter_add", "scatter-sub", "scatter-mul", "scatter-min",
+    "scatter-max",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

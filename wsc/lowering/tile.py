@@ -25,12 +25,12 @@ from wsc.lowering.roles import Roles
 from wsc.lowering.rules import RULES, Op, Operand, Where
 from wsc.lowering.rules.coverage import refusal
 from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR
-from wsc.lowering.rules.flexible import VIEWS, pull
-from wsc.lowering.rules.registry import default_layout, vector
+from wsc.lowering.rules.flexible import VIEWS, made, pull
+from wsc.lowering.rules.registry import default_layout
 from wsc.lowering.strategy import WSC, Strategy
 from wsc.lowering.tile_loops import TiledLoop, finish_loop, tile_loop
 from wsc.lowering.tiled import Stored, TiledOp, TiledStage, rounded, tile_bytes
-from wsc.lowering.updates import IN_PLACE
+from wsc.lowering.updates import gradients
 from wsc.machine.steps import Compute, Multicast, Shift, Step
 from wsc.machine.wafer import Wafer
 
@@ -39,7 +39,8 @@ _IN_FRAMES = {  # operations that take arrays as they lie in a frame
     *VECTOR, *DIVIDE, *TRANSCENDENTAL, "integer_pow", "slice", "split", "pad", "concatenate", "dynamic_update_slice",
     "broadcast_in_dim", "expand_dims", "squeeze", "transpose", "reduce_sum", "reduce_max", "reduce_min",
 }  # fmt: skip
-_KEEP = ("dot_general", "gather")  # what decides how a weight lies
+_KEEP = ("dot_general", "gather", "conv_general_dilated", "ragged_dot_general")  # what decides how a weight lies
+TRAINED = 3  # colors that one collective may take where a stage has those of all of a training step
 
 
 def tile_stage(
@@ -53,14 +54,15 @@ def tile_stage(
     `states` says how state lies, by position, where that is decided, `uses` how weights do; `hints` where values will
     be wanted; `apart`, that products may keep second accumulators."""
     budget, frames = int(wafer.colors), _frames(stage, roles, grid, strategy)
-    tiled = Tiler(stage, roles, Where(grid, wafer, strategy, apart, frames), states, hints, uses).run()
-    while tiled.colors > wafer.colors and budget > 1:
-        budget -= 1
-        tiled = Tiler(
-            stage, roles, Where(grid, replace(wafer, colors=budget), strategy, apart, frames), states, hints, uses
-        ).run()
+    if roles.trained:
+        budget = min(budget, TRAINED)
+    while True:
+        numbers = wafer if budget == wafer.colors else replace(wafer, colors=budget)
+        tiled = Tiler(stage, roles, Where(grid, numbers, strategy, apart, frames), states, hints, uses).run()
         tiled.wafer = wafer
-    return tiled
+        if tiled.colors <= wafer.colors or budget == 1:
+            return tiled
+        budget -= 1
 
 
 class Tiler:
@@ -70,13 +72,13 @@ class Tiler:
             stage.states[p]: at for p, at in states.items()
         }  # where activations and state lie
         self.wanted: dict[Any, dict[Layout, None]] = {}  # the layouts that users want of flexible values
-        self.came: dict[tuple, int] = {}  # (value, layout) already brought about, in order, and the bytes it takes
+        self.came: dict[tuple, tuple[int, int, int]] = {}  # (value, layout) brought about: its bytes, first and last op
         self.decided, self.uses = uses, {}
         self.halos = Halos(where) if where.frames is not None else None
         self.seen = _seen_through(stage)
         self.kept: dict[Any, Layout] = {}  # how weights that are trained are stored
         self.views = {e.outvars[0]: e for e, data in zip(stage.eqns, stage.data, strict=True) if not data}
-        self.gradients = _gradients(stage, roles) if roles.trained else {}
+        self.gradients = gradients(stage.eqns, roles)
         self.loops: dict[int, TiledLoop] = {}  # by the id of their equation
         self.scratch: list[tuple[int, int, int]] = []  # buffers of single ops
         self.position = 0  # of the op of the stage that is being tiled
@@ -109,8 +111,8 @@ class Tiler:
             hinted=bool(self.hints),
             uses=self.uses,
         )
-        tiled.buffers = lifetimes(self.stage, self.roles, self._sizes, self.came)
-        tiled.buffers += [*self.scratch, *(self.halos.held if self.halos else ())]
+        tiled.buffers = lifetimes(self.stage, self.roles, self._sizes)
+        tiled.buffers += [*self.came.values(), *self.scratch, *(self.halos.held if self.halos else ())]
         return tiled
 
     def forward(self, stage: Stage) -> list[TiledOp | None]:
@@ -187,6 +189,16 @@ class Tiler:
         source = replace(op.ins[0], layout=self._as_kept(eqn.invars[0], weight))
         return RULES[op.name](replace(op, ins=(source, *op.ins[1:])), self.where).outs[0]
 
+    def _as_weight(self, v) -> Layout | None:
+        """How a gradient lies best: as its weight is kept."""
+        weight, through = self.gradients.get(v, (None, None))
+        if through is None:
+            return self.kept.get(weight)
+        at = self._as_weight(through.outvars[0])
+        shapes = [tuple(a.aval.shape) for a in through.invars]
+        out = tuple(through.outvars[0].aval.shape)
+        return None if at is None else pull(through.primitive.name, through.params, shapes, out, at)[0]
+
     def _keep(self, atom, weight, want: Layout) -> None:
         """A trained weight is stored as its first use wants it."""
         while atom is not weight:
@@ -204,13 +216,14 @@ class Tiler:
         shape, grid, wafer = tuple(atom.aval.shape), self.where.grid, self.where.wafer
         moved: tuple[Step, ...] = ()
         halo: list[tuple[str, Step]] = []
+        asked = want
         if (weight := self._trained(atom)) is not None:
             if weight not in self.kept:
                 self._keep(atom, weight, want)
             kept = self._as_kept(atom, weight)
             if kept != want and (atom, want) not in self.came:
                 moved = relayout(shape, _itemsize(atom.aval), kept, want, grid, wafer)
-                self.came[atom, want] = self._bytes(atom, want) if moved else 0
+                self._copied((atom, want), self._bytes(atom, want) if moved else 0)
             self.wanted.setdefault(atom, {})[kept] = None
         elif self.roles.flexible(atom):
             key = self.seen.get(atom), shape
@@ -219,7 +232,7 @@ class Tiler:
                 if (atom, want) not in self.came:
                     moved = relayout(shape, _itemsize(atom.aval), kept, want, grid, wafer)
                 if moved:
-                    self.came[atom, want] = self._bytes(atom, want)
+                    self._copied((atom, want), self._bytes(atom, want))
                 want = kept
             if key[0] is not None or keeps:
                 self.uses.setdefault(key, want)
@@ -228,13 +241,16 @@ class Tiler:
             self.at[atom] = want  # state, at its first use
         elif self.at[atom] != want and (atom, want) not in self.came:
             source, there = self._source(atom, want)
-            self.came[atom, want] = self._bytes(source, there)
+            self._copied((atom, want), self._bytes(source, there))
             itemsize, now = _itemsize(source.aval), self.at[source]
             if self.halos:
                 halo = self.halos.bring(source, itemsize, now, there, self.position)
             else:
                 moved = relayout(tuple(source.aval.shape), itemsize, now, there, grid, wafer)
         halo = halo or [("", step) for step in moved]
+        if (atom, asked) in self.came:
+            nbytes, first, _ = self.came[atom, asked]
+            self.came[atom, asked] = nbytes, first, self.position
         before = None
         for own, ahead in reversed(self.scopes):
             if atom in own:
@@ -244,6 +260,10 @@ class Tiler:
             return halo
         before += [step for _, step in halo]
         return []
+
+    def _copied(self, what: tuple, nbytes: int) -> None:
+        """A value is brought into another layout; it is kept there until the last op that wants it so."""
+        self.came[what] = nbytes, self.position, self.position
 
     def _source(self, atom, want: Layout) -> tuple[Any, Layout]:
         """What is brought to lay a value as `want`, and how: of a repeated value, what it repeats."""
@@ -261,9 +281,9 @@ class Tiler:
 
     def _as_op(self, eqn) -> Op:
         ins = []
-        a: Any
         for a in eqn.invars:
-            shape, itemsize = tuple(a.aval.shape), _itemsize(a.aval)
+            aval: Any = a.aval
+            shape, itemsize = tuple(aval.shape), _itemsize(aval)
             layout = None if isinstance(a, Literal) else self.at.get(a)
             if (weight := self._trained(a)) in self.kept and eqn.primitive.name not in VIEWS:
                 layout = self._as_kept(a, weight)
@@ -274,7 +294,7 @@ class Tiler:
             if layout is not None and eqn.primitive.name not in _IN_FRAMES:
                 layout = without_margins(layout, shape)
             value = a.val if isinstance(a, Literal) else None
-            ins.append(Operand(shape, itemsize, self.roles.of(a), layout, jaxapi.dtype_name(a.aval.dtype), value))
+            ins.append(Operand(shape, itemsize, self.roles.of(a), layout, jaxapi.dtype_name(aval.dtype), value))
         outs = [v.aval for v in eqn.outvars]
         return Op(
             eqn.primitive.name,
@@ -282,7 +302,7 @@ class Tiler:
             tuple(ins),
             tuple(tuple(o.shape) for o in outs),
             tuple(map(_itemsize, outs)),
-            self.hints.get(eqn.outvars[0]) or self.kept.get(self.gradients.get(eqn.outvars[0])),
+            self.hints.get(eqn.outvars[0]) or self._as_weight(eqn.outvars[0]),
             tuple(jaxapi.dtype_name(o.dtype) for o in outs),
         )
 
@@ -298,11 +318,10 @@ class Tiler:
                 for a, want in zip(eqn.invars, pull(name, eqn.params, in_shapes, shape, layout), strict=True):
                     if not isinstance(a, Literal) and not stored:
                         self.wanted.setdefault(a, {})[want] = None
-                if name not in VIEWS and not stored:
-                    kind = "transcendental" if name in TRANSCENDENTAL else "divide" if name in DIVIDE else "vector"
-                    step = vector(layout, shape, _itemsize(v.aval), self.where, kind, flops=int(name in VECTOR))
+                if not stored:
+                    made_of = made(self._as_op(eqn), layout, shape, _itemsize(v.aval), self.where)
                     weight = self.roles.of(v) == "weight"
-                    steps.append(_by_rows(step, layout.local(shape)) if weight else step)
+                    steps += [_by_rows(step, layout.local(shape)) if weight else step for step in made_of]
         control = self.roles.of(eqn.outvars[0]) != "weight"
         outs = tuple(next(iter(self.wanted.get(v, {None: None}))) for v in eqn.outvars)
         return TiledOp(tuple(None for _ in eqn.invars), outs, tuple(steps), control)
@@ -345,21 +364,6 @@ def _by_rows(step: Compute, tile: tuple[int, ...]) -> Compute:
     if len(tile) < 2 or tile[0] == 1:
         return step
     return replace(step, calls=step.calls * tile[0], length=step.length // tile[0], maps=1, bare=False)
-
-
-def _gradients(stage: Stage, roles: Roles) -> dict[Any, Any]:
-    """What ends up, element by element, in the new value of a weight: value -> weight."""
-    makers = {v: e for e in stage.eqns for v in e.outvars}
-    found: dict[Any, Any] = {}
-    for new, old in roles.updates.items():
-        todo = [new] if new in makers and old in roles.trained else []
-        while todo:
-            v = todo.pop()
-            if isinstance(v, Literal) or v in found or v not in makers or v.aval.shape != old.aval.shape:
-                continue
-            found[v] = old
-            todo += makers[v].invars if makers[v].primitive.name in IN_PLACE else []
-    return found
 
 
 def _seen_through(stage: Stage) -> dict[Any, int]:

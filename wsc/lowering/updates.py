@@ -1,6 +1,7 @@
 """Updates: which results of a program are new values of its arguments, such as weights and optimizer state after a
 training step. They take the place of the old ones, on the same PEs; nothing of them goes to the host."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from wsc.lowering.normalize import Normal
 from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR
 
 IN_PLACE = {*VECTOR, *DIVIDE, *TRANSCENDENTAL, "integer_pow", "dynamic_update_slice", "scatter", "scatter-add"}
+RENAMES = {"transpose", "reshape", "squeeze", "expand_dims"}
 
 
 def find_updates(traced: Traced, normal: Normal, in_place: bool = False) -> dict[int, int]:
@@ -44,7 +46,8 @@ def updated_weights(normal: Normal, updates: dict[int, int], weights: frozenset[
     inside: set[int] = set()  # equations of updates
     todo: list[Any] = [jaxpr.outvars[o] for o in updates]
     while todo:
-        eqn = None if isinstance(at := todo.pop(), Literal) else makers.get(at)
+        at: Any = todo.pop()
+        eqn = None if isinstance(at, Literal) else makers.get(at)
         if eqn is not None and id(eqn) not in inside and eqn.primitive.name in IN_PLACE:
             inside.add(id(eqn))
             todo += [a for a in eqn.invars if a.aval.shape == at.aval.shape]
@@ -103,6 +106,27 @@ def homes(normal: Normal, updates: dict[int, int], weights: frozenset[int]) -> d
         states = [i for i in (old, *near) if i in updates.values() and i not in weights]
         if weight is not None:
             found.update((jaxpr.invars[i], jaxpr.invars[weight]) for i in states if jaxpr.invars[i] not in found)
+    return found
+
+
+def gradients(eqns: Sequence[Any], roles: Any) -> dict[Any, tuple[Any, Any]]:
+    """What ends up, element by element or renamed, in the new value of a trained weight or of its state, back to the
+    equation that is none of this kind: value -> (weight, None, or the rename that it goes through next)."""
+    makers = {v: e for e in eqns for v in e.outvars}
+    found: dict[Any, tuple[Any, Any]] = {}
+    for new, old in roles.updates.items() if roles.trained else ():
+        weight = roles.homes.get(old, old)
+        todo: list[tuple[Any, Any]] = [(new, None)] if new in makers and weight in roles.trained else []
+        while todo:
+            v, through = todo.pop()
+            if isinstance(v, Literal) or v in found or v not in makers or v.aval.size != weight.aval.size:
+                continue
+            found[v] = weight, through
+            eqn = makers[v]
+            if eqn.primitive.name in RENAMES:
+                todo.append((eqn.invars[0], eqn))
+            elif eqn.primitive.name in IN_PLACE:
+                todo += [(a, through) for a in eqn.invars if a.aval.shape == v.aval.shape]
     return found
 
 

@@ -36,7 +36,12 @@ def dot_rule(op: Op, where: Where) -> Lowered:
         return found
     if where.strategy.gemm_along and min(moving.laid().parts) > 1 and not b_still:
         return _exchanged(op, stays, k_still, k_moving, free_still, free_moving, where)
-    if still.layout is None:
+    if op.hint is not None and not b_still and still.kind == moving.kind == "activation" and min(op.hint.parts) > 1:
+        first = len(free_moving) if stays == 1 else 0  # each PE gets what its part of the result is made of
+        still_at = op.hint.take(first + free_still.index(d) if d in free_still else None for d in range(still.rank))
+        first = 0 if stays == 1 else len(free_still)
+        moving_at = op.hint.take(first + free_moving.index(d) if d in free_moving else None for d in range(moving.rank))
+    elif still.layout is None:
         wanted = _wanted(op.hint, stays, b_still, free_still, free_moving)
         still_at, moving_at = _lay_weight(
             still, moving, k_still, k_moving, b_still, b_moving, free_still, wanted, where
