@@ -55,7 +55,7 @@ def plan_stages(normal: Normal, roles: Roles) -> list[Stage]:
     for n, i in enumerate(data):  # a gradient is made where its weight lies
         weight, _ = made_for.get(eqns[i].outvars[0], (None, None))
         used[n] += [weight] if weight is not None and weight not in used[n] else []
-    keys = _merge_small(used, roles)
+    keys = _join_loops(_merge_small(used, roles), [(eqns[i], weights) for i, weights in zip(data, used, strict=True)])
     names, homes, visits = _assign(eqns, data, used, keys, roles)
     _push_later(eqns, data, used, visits, homes, roles)
     order = list(dict.fromkeys(homes[v] for v in sorted(set(visits))))
@@ -117,6 +117,22 @@ def _merge_small(used: list[list], roles: Roles) -> dict:
         nearest = key if key in large else nearest
         renamed.setdefault(key, nearest or key)
     return {v: renamed[key] for v, key in keys.items()}
+
+
+def _join_loops(keys: dict, uses: list[tuple[Any, list]]) -> dict:
+    """What a loop reads lies in one stage, where the loop runs: that of the first of its weights."""
+    renamed: dict[str, str] = {}
+
+    def found(key: str) -> str:
+        while key in renamed:
+            key = renamed[key]
+        return key
+
+    for eqn, weights in uses:
+        if loops.loop_of(eqn) and weights:
+            first, *others = dict.fromkeys(found(keys[v]) for v in weights)
+            renamed.update((other, first) for other in others)
+    return {v: found(key) for v, key in keys.items()}
 
 
 def _assign(eqns, data, used, names, roles: Roles) -> tuple[list[str], list[int], list[int]]:
