@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from wsc.layout import Grid, Layout
 from wsc.machine.steps import Step
 from wsc.machine.wafer import Wafer
+
+COUNTED = 6  # numbers that a run counts of steps whose amounts it decides: its runs, and five for the amounts
 
 
 @dataclass(frozen=True)
@@ -76,21 +78,46 @@ class PlacedWeight:
         return self.stored_bytes - self.nbytes * self.copies
 
 
+class Sized(Protocol):
+    """Steps whose amounts are known only when a program runs, such as rows that go to an expert."""
+
+    @property
+    def worst(self) -> tuple[Step, ...]:
+        """The steps for the largest amounts there may be."""
+        ...
+
+    def count(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """Numbers that say the amounts, of the operands of a run; they add up over runs."""
+        ...
+
+    def steps(self, numbers: Sequence[float]) -> tuple[Step, ...]:
+        """The steps for such numbers."""
+        ...
+
+
 @dataclass(frozen=True)
 class Body:
     """What runs again and again: `ops`, then the steps of its `tail`. It runs `times` a run of its loop, or, None, as
-    often as a run counts under `meter`."""
+    often as a run counts under `meter`. Where the tail is `sized`, its numbers are counted under the meters behind."""
 
     ops: tuple[Any, ...]
     tail: tuple[Step, ...]
     times: int | None
     meter: int = 0
+    sized: Sized | None = None
 
     def runs(self, around: float, counts: Sequence[float]) -> float:
         """How often it runs in all, when what is around it runs so often; once each time where nothing was counted."""
         if self.times is not None:
             return around * self.times
         return counts[self.meter] if counts else around
+
+    def end(self, counts: Sequence[float]) -> tuple[Step, ...]:
+        """The steps of its tail; sized ones as in the mean of its runs, at worst where nothing was counted."""
+        if self.sized is None or not counts or not counts[self.meter]:
+            return self.tail
+        numbers = counts[self.meter + 1 : self.meter + COUNTED]
+        return self.sized.steps([n / counts[self.meter] for n in numbers])
 
 
 def work(op: Any, counts: Sequence[float] = (), times: float = 1) -> Iterator[tuple[Step, float]]:
@@ -102,7 +129,7 @@ def work(op: Any, counts: Sequence[float] = (), times: float = 1) -> Iterator[tu
         runs = body.runs(times, counts)
         for inner in body.ops:
             yield from work(inner, counts, runs)
-        for step in body.tail:
+        for step in body.end(counts):
             yield step, runs
 
 
@@ -219,7 +246,8 @@ def _op_lines(op: PlacedOp) -> Iterator[str]:
         yield _op_text(op)
     for body in op.bodies:
         times = f"{body.times} times" if body.times is not None else "as often as a run says"
-        yield f"  body, {times}; each ends with {'; '.join(map(repr, body.tail)) or 'nothing'}"
+        amounts = " at worst" if body.sized is not None else ""
+        yield f"  body, {times}; each ends{amounts} with {'; '.join(map(repr, body.tail)) or 'nothing'}"
         yield from (f"    {line}" for inner in body.ops for line in _op_lines(inner))
 
 

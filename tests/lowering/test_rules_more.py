@@ -12,8 +12,8 @@ from wsc.lowering.layout import Grid, Layout, lay, whole
 from wsc.lowering.rules import RULES, Op, Operand, Where
 from wsc.lowering.rules.flexible import made
 from wsc.lowering.rules.linalg import fft_flops
-from wsc.lowering.rules.ragged import Experts, routing
 from wsc.lowering.rules.random import word_work
+from wsc.lowering.rules.routing import Experts, routing
 from wsc.lowering.rules.work import WORK, work
 from wsc.machine.cost import cost
 from wsc.machine.steps import AllReduce, Compute, Multicast, Reduce, Shift
@@ -121,27 +121,46 @@ def test_experts_by_hand():
         where=where,
     )
     assert found.ins[:2] == (at, Layout((1, 8, 1), (4, 1, 1)))
-    (product,), (sums,) = of(Compute, found.steps), of(AllReduce, found.steps)
+    assert found.steps == () and found.sized is not None
+    (product,), (sums,) = of(Compute, found.sized.worst), of(AllReduce, found.sized.worst)
     assert product.calls * product.length == 12 * 2 * 6 and product.flops == 2 * 12 * 16 * 6
-    assert (sums.pes, sums.wavelets, sums.instances) == (8, 12 * 6, 4)
-    (home,), (copies,) = of(Shift, found.steps), of(Multicast, found.steps)
+    assert (product.instances, sums.pes, sums.wavelets, sums.instances) == (8, 8, 12 * 6, 1)  # a column of PEs works
+    (home,), (copies,) = of(Shift, found.sized.worst), of(Multicast, found.sized.worst)
     assert (home.distance, home.wavelets, copies.pes, copies.wavelets) == (3, 72, 4, 72)
+
+
+def test_steps_of_an_even_routing():
+    """The same with 3 rows an expert: a quarter of the cycles on four times the PEs, and all of the work."""
+    at, where = lay((12, 16), "y", [1], 8), Where(Grid(8, 4), WSE3)
+    kinds = ["activation", "weight", "control"]
+    found = rule_of("ragged_dot_general", lax.ragged_dot, ROWS, EXPERTS, SIZES, layouts=[at], kinds=kinds, where=where)
+    assert found.sized is not None
+    numbers = found.sized.count([ROWS, EXPERTS, np.array([3, 3, 3, 3])])
+    assert list(map(int, numbers)) == [12, 3, 3, 3 + 3 + 3, 3 * (0 + 1 + 2 + 3)]  # the last link carries three experts'
+    product, sums, home, copies = found.sized.steps([int(n) for n in numbers])
+    assert (product.calls * product.length, product.instances, product.flops) == (3 * 2 * 6, 32, 2 * 12 * 16 * 6)
+    assert (sums.wavelets, sums.instances) == (3 * 6, 4)
+    assert (home.distance, home.wavelets, home.total_wavelet_hops) == (3, 9 * 6, 18 * 6)
+    assert copies.wavelets == 12 * 6
+    assert found.sized.steps([0, 0, 0, 0, 0]) == ()
 
 
 def test_routing_counts_the_busiest_and_the_way():
     at = Experts(pes=4, experts=4, segments=4, pieces=1)
     found = routing(np.asarray(SIZES), at)
     assert (int(found.busiest), int(found.piece_hops)) == (5, 0 * 3 + 1 * 0 + 2 * 5 + 3 * 4)
+    assert (int(found.rows), int(found.farthest), int(found.fullest)) == (12, 3, 9)
     traced = jax.jit(lambda n: routing(n, at))(SIZES)
     assert (int(traced.busiest), int(traced.piece_hops)) == (5, 22)
     worst = routing(np.array([0, 0, 0, 12]), at)
     assert int(worst.busiest) == 12 and int(worst.piece_hops) == 36 >= int(found.piece_hops)
+    assert list(map(int, routing(np.array([12]), Experts(pes=1, experts=1, segments=1, pieces=1)))) == [12, 12, 0, 0, 0]
 
 
 def test_a_mixture_of_experts_and_its_gradients():
     moe = lambda w, x, n: lax.ragged_dot(jnp.tanh(x), w, n)  # noqa: E731
     exe = run_everywhere(moe, EXPERTS, ROWS, SIZES, wafer=small(usable=1024), weight_argnums=0)
-    assert any(op.name == "ragged_dot_general" and of(AllReduce, op.steps) for _, op in exe.program.ops())
+    assert any(op.name == "ragged_dot_general" and of(AllReduce, op.bodies[0].tail) for _, op in exe.program.ops())
     loss = lambda w, x, n: (moe(w, x, n) ** 2).sum()  # noqa: E731
     run_everywhere(jax.grad(loss, (0, 1)), EXPERTS, ROWS, SIZES, wafer=small(usable=2048))
 

@@ -62,7 +62,7 @@ def equal() -> Callable[..., wsc.Executable]:
         expected = plain(model, *args)
         outputs, telemetry = exe(*args)
         assert_close(outputs, expected, tolerance)
-        flat = jax.jit(as_function(exe.program, "xla"), compiler_options=QUICK)(*given, *jax.tree.leaves(args))
+        flat, _ = jax.jit(as_function(exe.program, "xla"), compiler_options=QUICK)(*given, *jax.tree.leaves(args))
         assert_close(jax.tree.unflatten(exe.out_tree, flat), expected, tolerance)
         assert math.isfinite(telemetry.cycles) and telemetry.cycles > 0
         assert_within_sram(exe.program)

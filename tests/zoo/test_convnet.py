@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import wsc
-
 SIDE, WIDTH, CLASSES = 8, 8, 5
-
-pytestmark = pytest.mark.xfail(raises=wsc.UnsupportedError, strict=False, reason="convolutions have no rule yet")
 
 
 class LinenConvNet(nn.Module):

@@ -109,7 +109,6 @@ POSITIONS = jnp.arange(TIME)[None] + 3
 MASK = jnp.tril(jnp.ones((1, TIME, TIME), bool))
 
 
-@pytest.mark.xfail(strict=False, reason="an array of weights is stored beside its rows")
 def test_linen(equal, variables):
     model = LinenGemma()
     equal(model, variables(model, TOKENS, POSITIONS, MASK), TOKENS, POSITIONS, MASK)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import plain
 from flax import nnx
-
-import wsc
+from helpers import small
 
 TOKENS, WIDTH, HIDDEN, EXPERTS, TOP = 12, 16, 24, 4, 2
 CAPACITY = TOKENS  # of an expert: no token is ever dropped
@@ -54,8 +54,7 @@ def ragged(x, router, gate, up, down):
     return (back[jnp.argsort(order)].reshape(-1, TOP, WIDTH) * weights[..., None]).sum(1)
 
 
-RAGGED = pytest.mark.xfail(raises=wsc.UnsupportedError, strict=False, reason="ragged products have no rule yet")
-KINDS = pytest.mark.parametrize("kind", [dense, masked, pytest.param(ragged, marks=RAGGED)], ids=lambda f: f.__name__)
+KINDS = pytest.mark.parametrize("kind", [dense, masked, ragged], ids=lambda f: f.__name__)
 
 
 class LinenMoE(nn.Module):
@@ -121,3 +120,46 @@ def test_nnx(equal, filled, kind):
     exe = equal(model, X)
     weights = [w[...] for w in (model.router, model.gate, model.up, model.down)]
     np.testing.assert_allclose(exe(X)[0], by_hand(X, model.norm.scale[...], weights), rtol=2e-5, atol=2e-5)
+
+
+def routed(busy) -> jax.Array:
+    """Tokens that a router of ones at [e, e] sends to experts `busy[t]`, two each."""
+    x = np.random.default_rng(1).normal(0, 0.1, (TOKENS, WIDTH))
+    for t, experts in enumerate(busy):
+        x[t, list(experts)] += 2.0, 1.5
+    return jnp.asarray(x, jnp.float32)
+
+
+EVEN, CROWDED = routed([(0, 1), (2, 3)] * 6), routed([(2, 3)] * 12)
+
+
+@pytest.mark.parametrize("flavour", ["nnx", pytest.param("linen", marks=pytest.mark.slow)])
+def test_the_cost_is_that_of_the_real_routing(equal, variables, filled, flavour):
+    """6 rows for each of 4 experts, or 12 for two of them. On 12 x 8 PEs, gate and up lie with 2 columns an expert,
+    each with 12 features, and k cut over 8 rows of PEs; down with 3 rows of PEs an expert, 6 features each."""
+    router = jnp.eye(WIDTH, EXPERTS) * 8
+    if flavour == "nnx":
+        model, weights = filled(partial(MoE, ragged)), ()
+        model.router[...] = router
+    else:
+        model = LinenMoE(ragged)
+        weights = (variables(model, X),)
+        weights[0]["params"]["router"] = router
+    exe = equal(model, *weights, EVEN, wafer=small(usable=4096))
+    assert {s.region.grid for s in exe.program.stages} == {(12, 8)}
+    (_, even), (crowded_out, crowded) = exe(*weights, EVEN), exe(*weights, CROWDED)
+    np.testing.assert_allclose(crowded_out, plain(model, *weights, CROWDED), rtol=2e-5, atol=2e-5)
+    # gate, up: an expert starts 2 columns after the one before it; two pieces of a row go to columns 0 and 4
+    ways = [[abs(2 * e + i - 4 * i) for i in range(2)] for e in range(4)]
+    hops = [sum(6 * sum(w) for w in ways), sum(12 * sum(w) for w in ways[2:])]
+    # down: three rows of PEs an expert; three pieces go to rows 0, 4 and 8
+    ways = [[abs(3 * e + i - 4 * i) for i in range(3)] for e in range(4)]
+    down = [sum(6 * sum(w) for w in ways), sum(12 * sum(w) for w in ways[2:])]
+    # 12 or 6 wavelets a piece, on 12 or 8 lines of PEs; the sums of partial products are as many, elsewhere
+    assert crowded.total.hops - even.total.hops == 2 * 12 * 12 * (hops[1] - hops[0]) + 8 * 6 * (down[1] - down[0])
+    # 6 rows more on the busiest: 2 x 12 and 3 x 6 instructions that much longer; 12 and 6 wavelets more a row go down
+    # the chain and back; the fullest link home carries three pieces, or four, of that many rows
+    added = 2 * (2 * 12 * 6 + 2 * 12 * 6 + 12 * (3 * 12 - 3 * 6)) + (3 * 6 * 6 + 2 * 6 * 6 + 6 * (4 * 12 - 4 * 6))
+    assert crowded.cycles - even.cycles == pytest.approx(added)
+    assert even.total.flops == crowded.total.flops
+    assert crowded.cycles < exe.telemetry.cycles and crowded.total.hops < exe.telemetry.total.hops

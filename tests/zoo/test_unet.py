@@ -10,10 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import wsc
-
 SIDE, WIDTH = 4, 8
-CONV = pytest.mark.xfail(raises=wsc.UnsupportedError, strict=False, reason="convolutions have no rule yet")
 WAYS = pytest.mark.parametrize("way", [pytest.param("nearest", marks=pytest.mark.slow), "bilinear", "transposed"])
 
 
@@ -68,13 +65,11 @@ STEPS = jnp.asarray([7.0])
 
 
 @pytest.mark.slow
-@CONV
 @WAYS
 def test_linen(equal, variables, way):
     equal(LinenUNet(way), variables(LinenUNet(way), IMAGES, STEPS), IMAGES, STEPS)
 
 
-@CONV
 @WAYS
 def test_nnx(equal, filled, way):
     equal(filled(partial(UNet, way)), IMAGES, STEPS)

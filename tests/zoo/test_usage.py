@@ -22,11 +22,9 @@ class LinenLayer(nn.Module):
         return x + nn.Dense(16)(nn.tanh(nn.Dense(24)(x))), None
 
 
-TWICE = pytest.mark.xfail(strict=False, reason="a stack of weights is stored beside its rows")
-WRITTEN = pytest.mark.xfail(strict=False, reason="what an nnx transform writes back unchanged counts as changed")
+WRITTEN = pytest.mark.xfail(strict=True, reason="what an nnx transform writes back unchanged counts as changed")
 
 
-@TWICE
 @pytest.mark.parametrize("remat", [False, True])
 def test_nn_scan_over_layers(equal, variables, remat):
     class Stack(nn.Module):
@@ -63,7 +61,6 @@ class Stacked(nnx.Module):
         return forward(x, self.layers)
 
 
-@TWICE
 def test_nnx_scan_over_layers(equal, filled):
     exe = equal(filled(Stacked), X)
     assert [s.name for s in exe.program.stages] == ["layers[0]", "layers[1]", "layers[2]"]
@@ -194,7 +191,7 @@ def closed_over(w):
     return lambda x: jnp.tanh(x @ w)
 
 
-@pytest.mark.xfail(strict=False, reason="what a function closes over takes no SRAM yet")
+@pytest.mark.xfail(strict=True, reason="what a function closes over takes no SRAM yet")
 def test_what_is_closed_over_is_stored():
     """As much SRAM as the same weight given as an argument."""
     w, x = normal(64, 96), normal(1, 64)
@@ -203,13 +200,13 @@ def test_what_is_closed_over_is_stored():
     assert closed.memory_analysis().weight_bytes == given.memory_analysis().weight_bytes == w.nbytes
 
 
-@pytest.mark.xfail(strict=False, reason="what a function closes over takes no SRAM yet")
+@pytest.mark.xfail(strict=True, reason="what a function closes over takes no SRAM yet")
 def test_what_is_closed_over_must_fit():
     with pytest.raises(wsc.FitError):
         wsc.compile(closed_over(normal(512, 512)), normal(1, 512), wafer=small(usable=1024), wafers=1)
 
 
-@pytest.mark.xfail(strict=False, reason="what a function closes over takes no SRAM yet")
+@pytest.mark.xfail(strict=True, reason="what a function closes over takes no SRAM yet")
 @pytest.mark.parametrize("handed", ["method", "partial", "lambda"])
 def test_a_module_in_other_hands(equal, filled, handed):
     """A method of a module, a partial of it, and a function around it: its weights are stored as its own."""

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import wsc
-
 SIDE, PATCH, WIDTH, HEADS, LAYERS, CLASSES = 8, 4, 16, 2, 2, 5
 PATCHES = (SIDE // PATCH) ** 2
 
@@ -77,8 +75,7 @@ class ViT(nnx.Module):
 
 
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, SIDE, SIDE, 3)), jnp.float32)
-CONV = pytest.mark.xfail(raises=wsc.UnsupportedError, strict=False, reason="convolutions have no rule yet")
-BOTH = pytest.mark.parametrize("conv", [False, pytest.param(True, marks=CONV)], ids=["reshape", "conv"])
+BOTH = pytest.mark.parametrize("conv", [False, True], ids=["reshape", "conv"])
 
 
 @pytest.mark.slow

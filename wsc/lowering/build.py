@@ -1,13 +1,14 @@
 """Build: planned stages on their regions become a Program, every op with its steps, every byte with its address."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wsc.errors import FitError
 from wsc.lowering import jaxapi
 from wsc.lowering.jaxapi import Literal
 from wsc.lowering.layout import wavelets
+from wsc.lowering.loops import loop_of
 from wsc.lowering.memory import buffer_bytes, memory_map, over_by
 from wsc.lowering.normalize import Normal
 from wsc.lowering.plan import Stage, body_stage
@@ -130,7 +131,10 @@ def _ops(stage: Stage, ops: Sequence[TiledOp], through: dict, roles: Roles, sour
 
 
 def _bodies(stage: Stage, eqn, op: TiledOp, through: dict, roles: Roles) -> Iterator[Body]:
-    loop = eqn.params["loop"]
+    loop = loop_of(eqn)
+    if loop is None:
+        yield from (replace(body, meter=eqn.params[jaxapi.METER]) for body in op.bodies)
+        return
     for i, (jaxpr, body) in enumerate(zip(loop.bodies, op.bodies, strict=True)):
         inner = body_stage(stage.name, jaxpr, roles)
         sources = [jaxapi.source_line(e) for e in inner.eqns]

@@ -19,6 +19,8 @@ Literal = jex.Literal
 Eqn = jex.JaxprEqn
 Atom = Var | Literal
 
+METER = "meter"  # a parameter of ours: the first number under which a run counts what an equation met
+
 
 @dataclass(frozen=True, eq=False)
 class Jaxpr:
@@ -62,6 +64,36 @@ def open_jaxpr(closed) -> tuple[Any, tuple]:
     return getattr(closed, "jaxpr", closed), tuple(getattr(closed, "consts", ()))
 
 
+CALLS = {  # calls, by the parameter that has their jaxpr
+    "call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "composite": "jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "custom_vmap_call": "call",
+    "custom_linear_solve": "jaxprs",  # of these the one that solves, applied to its constants and the right-hand sides
+    "jit": "jaxpr",
+    "linear_call": "callee",
+    "pjit": "jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "remat_opt": "fwd_jaxpr",
+}
+
+
+def open_call(eqn: Eqn, operands: list) -> tuple[Any, tuple, list]:
+    """(jaxpr, consts, operands) of a call: what it computes, and of what."""
+    inner = eqn.params[CALLS[eqn.primitive.name]]
+    if eqn.primitive.name == "custom_linear_solve":
+        inner, lengths = inner.solve, eqn.params["const_lengths"]
+        first = lengths.matvec + lengths.vecmat
+        operands = [*operands[first : first + lengths.solve], *operands[sum(lengths) :]]
+    return *open_jaxpr(inner), operands
+
+
 def make_jaxpr(fn, *avals) -> tuple[Any, tuple]:
     """The jaxpr of a small helper of ours, to be inlined."""
     return open_jaxpr(jax.jit(fn).trace(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals)).jaxpr)
@@ -73,7 +105,8 @@ def new_var(aval) -> Var:
 
 def bind(eqn: Eqn, values: list) -> list:
     """Run one first-order equation on values."""
-    result = eqn.primitive.bind(*values, **eqn.params)
+    params = {k: v for k, v in eqn.params.items() if k != METER}
+    result = eqn.primitive.bind(*values, **params)
     return list(result) if eqn.primitive.multiple_results else [result]
 
 

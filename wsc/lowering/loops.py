@@ -14,8 +14,10 @@ import jax.numpy as jnp
 
 from wsc.lowering import jaxapi
 from wsc.lowering.jaxapi import Eqn, Jaxpr, Literal, Var
+from wsc.program import COUNTED
 
 NAMES = ("scan", "while", "cond")
+SIZED = ("ragged_dot_general",)  # equations whose amounts of work a run counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,10 +154,12 @@ def _read(atom, env: dict):
 
 
 def meters_in(loop: Loop) -> set[int]:
-    """The meters of a loop and of those inside it."""
+    """The meters of a loop and of what is inside it."""
     found = set(range(loop.meter, loop.meter + loop.counted))
     for body in loop.bodies:
         for eqn in body.eqns:
             if inner := loop_of(eqn):
                 found |= meters_in(inner)
+            if (first := eqn.params.get(jaxapi.METER)) is not None:
+                found |= set(range(first, first + COUNTED))
     return found

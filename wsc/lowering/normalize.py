@@ -18,9 +18,9 @@ from wsc.errors import UnsupportedError
 from wsc.lowering import jaxapi, loops
 from wsc.lowering.jaxapi import Literal, Traced
 from wsc.lowering.loops import Loop
-from wsc.lowering.rules.coverage import CALLS
 from wsc.lowering.rules.flexible import VIEWS
 from wsc.lowering.rules.shape import IDENTITIES
+from wsc.program import COUNTED
 
 MAX_FOLD = 1 << 16  # elements of a constant computed at compile time; larger ones stay equations
 
@@ -77,7 +77,7 @@ class Builder:
         self.kinds: dict = inside.kinds if inside else {}  # what an equation does -> its number
         self.whats: dict = inside.whats if inside else {}  # id of parameters -> (them, that number)
         self.stored: set = inside.stored if inside else set()  # weights, and renames of them
-        self.meters: list[int] = inside.meters if inside else []  # loops whose runs are counted
+        self.meters: list[int] = inside.meters if inside else []  # numbers that a run counts of each
 
     def inline(self, jaxpr, consts, args, caller) -> list:
         """Emit the equations of `jaxpr` applied to `args` (Vars or `_Known`s); returns its results likewise."""
@@ -95,14 +95,8 @@ class Builder:
 
     def emit(self, eqn, operands, caller) -> list:
         name = eqn.primitive.name
-        if name == "custom_linear_solve":
-            lengths, body = eqn.params["const_lengths"], eqn.params["jaxprs"].solve
-            first = lengths.matvec + lengths.vecmat
-            own, sides = operands[first : first + lengths.solve], operands[sum(lengths) :]
-            inner, consts = jaxapi.open_jaxpr(body)
-            return self.inline(inner, consts, [*own, *sides], self._scoped(eqn, caller))
-        if name in CALLS:
-            inner, consts = jaxapi.open_jaxpr(eqn.params[CALLS[name]])
+        if name in jaxapi.CALLS:
+            inner, consts, operands = jaxapi.open_call(eqn, operands)
             return self.inline(inner, consts, operands, self._scoped(eqn, caller))
         if name in loops.NAMES and not self._foldable(eqn, operands):
             return self._control_flow(eqn, operands, self._scoped(eqn, caller))
@@ -119,7 +113,7 @@ class Builder:
             return self._fold(eqn, operands)
         if name == "dynamic_slice" and all(isinstance(o, _Known) for o in operands[1:]):
             starts, sizes = tuple(int(o.value) for o in operands[1:]), tuple(eqn.params["slice_sizes"])
-            return [self._helper(partial(_piece, starts, sizes), operands[:1], self._scoped(eqn, caller))]
+            return [self.helper(partial(_piece, starts, sizes), operands[:1], self._scoped(eqn, caller))]
         return self.append(eqn, [self.as_atom(o) for o in operands], caller)
 
     def as_atom(self, value):
@@ -142,6 +136,8 @@ class Builder:
         if key is not None and key in self.seen:
             return self.seen[key]
         outvars = [jaxapi.new_var(v.aval) for v in eqn.outvars]
+        if eqn.primitive.name in loops.SIZED and jaxapi.METER not in eqn.params:
+            eqn = eqn.replace(params={**eqn.params, jaxapi.METER: self._meter(COUNTED)})
         self.eqns.append(jaxapi.rescope(eqn, caller, atoms, outvars))
         if key is not None:
             self.seen[key] = outvars
@@ -205,9 +201,19 @@ class Builder:
         first, after = eqn.params["cond_nconsts"], eqn.params["cond_nconsts"] + eqn.params["body_nconsts"]
         own = operands[after:]
         mine: list = [None] * len(own)
+
+        def all_together(inner: Builder, args: list, found: list) -> list:
+            """One trip for all members of a batch: those that are done keep their values."""
+            (going,) = inner.inline(condition, c, [*operands[:first], *args[after - first :]], caller)
+            return [inner.helper(_where, [going, *pair], caller) for pair in zip(found, args[after - first :])]
+
+        def any_of_them(inner: Builder, args: list, found: list) -> list:
+            return [inner.helper(jax.numpy.any, found, caller)]
+
+        batched = bool(condition.outvars[0].aval.shape)  # by jax.vmap
         bodies = (
-            self._body(condition, c, [*operands[:first], *mine], caller),
-            self._body(body, b, [*operands[first:after], *mine], caller),
+            self._body(condition, c, [*operands[:first], *mine], caller, any_of_them if batched else None),
+            self._body(body, b, [*operands[first:after], *mine], caller, all_together if batched else None),
         )
         loop = Loop("while", bodies, len(own), meter=self._meter(2))
         return self._append_loop(eqn, caller, loop, own)
@@ -220,11 +226,13 @@ class Builder:
         bodies = tuple(self._body(branch, consts, operands[1:], caller) for branch, consts in branches)
         return self._append_loop(eqn, caller, Loop("cond", bodies, 0, meter=self._meter(len(bodies))), operands[:1])
 
-    def _body(self, jaxpr, consts, operands: list, caller) -> jaxapi.Jaxpr:
-        """A body over outer operands; None stands for what changes from trip to trip."""
+    def _body(self, jaxpr, consts, operands: list, caller, then=None) -> jaxapi.Jaxpr:
+        """A body over outer operands; None stands for what changes from trip to trip. `then(inner, operands, results)`
+        are its results, if given."""
         inner = Builder(self)
         args = [jaxapi.new_var(v.aval) if o is None else o for v, o in zip(jaxpr.invars, operands, strict=True)]
-        outs = [inner.as_atom(o) for o in inner.inline(jaxpr, consts, args, caller)]
+        found = inner.inline(jaxpr, consts, args, caller)
+        outs = [inner.as_atom(o) for o in (then(inner, args, found) if then else found)]
         own = [a for a, o in zip(args, operands) if o is None]
         return jaxapi.Jaxpr([], own, outs, _live(inner.eqns, outs))
 
@@ -233,9 +241,9 @@ class Builder:
         self.eqns.append(loops.make(eqn, caller, loop, [self.as_atom(o) for o in operands], outvars))
         return outvars
 
-    def _meter(self, bodies: int) -> int:
+    def _meter(self, numbers: int) -> int:
         first = sum(self.meters)
-        self.meters.append(bodies)
+        self.meters.append(numbers)
         return first
 
     def _unroll(self, eqn, closed, operands, caller) -> list:
@@ -243,12 +251,12 @@ class Builder:
         length = eqn.params["length"]
         rows: list = [None] * length
         for i in reversed(range(length)) if eqn.params["reverse"] else range(length):
-            elements = [self._helper(partial(_element, i), [s], caller) for s in stacked]
+            elements = [self.helper(partial(_element, i), [s], caller) for s in stacked]
             results = self.inline(body, body_consts, [*consts, *carry, *elements], caller)
             carry, rows[i] = results[: len(carry)], results[len(carry) :]
-        return [*carry, *(self._helper(_stack, c, caller) for c in zip(*rows, strict=True))]
+        return [*carry, *(self.helper(_stack, c, caller) for c in zip(*rows, strict=True))]
 
-    def _helper(self, fn, operands, caller):
+    def helper(self, fn, operands, caller):
         avals = [jax.typeof(o.value) if isinstance(o, _Known) else o.aval for o in operands]
         jaxpr, consts = jaxapi.make_jaxpr(fn, *avals)
         return self.inline(jaxapi.relocate(jaxpr, caller), consts, list(operands), None)[0]
@@ -266,6 +274,10 @@ def _piece(starts, sizes, array):
     return jax.lax.slice(array, begins, [b + size for b, size in zip(begins, sizes, strict=True)])
 
 
+def _where(going, new, old):
+    return jax.numpy.where(going.reshape(going.shape + (1,) * (new.ndim - going.ndim)), new, old)
+
+
 def _stack(*arrays):
     return jax.numpy.stack(arrays)
 
@@ -276,9 +288,9 @@ def _indexes(jaxpr, v) -> bool:
         if any(a is v for a in eqn.invars):
             if eqn.primitive.name in _INDEXING and eqn.invars[0] is v:
                 return True
-            if eqn.primitive.name in CALLS:
-                inner, _ = jaxapi.open_jaxpr(eqn.params[CALLS[eqn.primitive.name]])
-                if any(_indexes(inner, w) for w, a in zip(inner.invars, eqn.invars, strict=True) if a is v):
+            if eqn.primitive.name in jaxapi.CALLS:
+                inner, _, operands = jaxapi.open_call(eqn, eqn.invars)
+                if any(_indexes(inner, w) for w, a in zip(inner.invars, operands, strict=True) if a is v):
                     return True
     return False
 

@@ -326,7 +326,7 @@ def body_stage(name: str, body: jaxapi.Jaxpr, roles: Roles) -> Stage:
 
 
 def _params(eqn) -> tuple:
-    items = tuple(sorted(eqn.params.items(), key=lambda kv: kv[0]))
+    items = tuple(sorted((kv for kv in eqn.params.items() if kv[0] != jaxapi.METER), key=lambda kv: kv[0]))
     if eqn.primitive.name == "slice":  # which row of a stacked weight it is does not change the plan
         items = tuple((k, v) for k, v in items if k not in ("start_indices", "limit_indices"))
     try:

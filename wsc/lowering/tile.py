@@ -33,6 +33,7 @@ from wsc.lowering.tiled import Stored, TiledOp, TiledStage, rounded, tile_bytes
 from wsc.lowering.updates import gradients
 from wsc.machine.steps import Compute, Multicast, Shift, Step
 from wsc.machine.wafer import Wafer
+from wsc.program import Body
 
 NOTHING: Mapping = MappingProxyType({})
 _IN_FRAMES = {  # operations that take arrays as they lie in a frame
@@ -166,7 +167,9 @@ class Tiler:
             self.at[v] = layout
             if self.roles.stays(v):
                 steps += self._put_back(v, layout)
-        return TiledOp(lowered.ins, lowered.outs, self.prepared(steps))
+        sized = lowered.sized
+        bodies = () if sized is None else (Body((), self.prepared(sized.worst), None, sized=sized),)
+        return TiledOp(lowered.ins, lowered.outs, self.prepared(steps), bodies=bodies)
 
     def _put_back(self, v, now: Layout) -> tuple[Step, ...]:
         """A new value takes the place of the old one."""

@@ -32,7 +32,7 @@ class Function:
 
     `prepare(*inputs)` cuts weights into the tiles that the PEs hold, where that is not a mere reshape; it needs to be
     done once for a set of weights. `run(tiles, *inputs)` computes the flat outputs, and how often each counted body of
-    a loop ran, by meter.
+    a loop ran, and other amounts that a run decides, by meter.
     """
 
     prepare: Callable[..., tuple]
@@ -51,6 +51,7 @@ def as_function(program: Program, order: str) -> Function:
     if order == "fabric":
         placed = {id(op.eqn): op for _, op in program.ops() if op.name in _IN_ORDER and _participants(op)}
     stationary = _stationary(program, placed)
+    sized = {body.meter: body.sized for _, op in program.ops() for body in op.bodies if body.sized is not None}
 
     def evaluate(eqns, env, counts, tiles):
         for eqn in eqns:
@@ -59,6 +60,9 @@ def as_function(program: Program, order: str) -> Function:
                 results = run_loop(eqn, env, counts, partial(evaluate, tiles=tiles))
             else:
                 values = [_read(a, env) for a in eqn.invars]
+                if (meter := eqn.params.get(jaxapi.METER)) in sized:
+                    for i, n in enumerate((1, *sized[meter].count(values)), meter):
+                        counts[i] = counts.get(i, 0) + n
                 results = [_IN_ORDER[op.name](op, values, tiles.get(id(eqn)))] if op else jaxapi.bind(eqn, values)
             env.update(zip(eqn.outvars, results, strict=True))
 

@@ -27,7 +27,7 @@ class Telemetry:
     """The modelled work of one run of `program`. Cycles are modelled for `program.wafer`; see `program.conditions`."""
 
     program: Program
-    counts: tuple[int, ...] = ()  # how often each counted body of a loop ran; none: each once
+    counts: tuple[int, ...] = ()  # by meter, how often each counted body ran, and amounts; none: each once, at worst
 
     @cached_property
     def times(self) -> tuple[StageTimes, ...]:

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import jax.extend.core as jex
 
+from wsc.lowering.jaxapi import CALLS
 from wsc.lowering.rules import RULES
 from wsc.lowering.rules.shape import IDENTITIES
 
@@ -20,25 +21,6 @@ MODULES = (
     "jax.scipy.signal jax.scipy.special jax.scipy.stats jax.image jax.ops jax.extend.core.primitives"
 ).split()
 
-# Calls, by the parameter that has their jaxpr: `wsc.lowering.normalize` puts the equations of it in their place.
-CALLS = {
-    "call": "call_jaxpr",
-    "checkpoint": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "composite": "jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
-    "custom_vmap_call": "call",
-    "custom_linear_solve": "jaxprs",  # of these the one that solves, applied to its constants and the right-hand sides
-    "jit": "jaxpr",
-    "linear_call": "callee",
-    "pjit": "jaxpr",
-    "remat": "jaxpr",
-    "remat2": "jaxpr",
-    "remat_opt": "fwd_jaxpr",
-}
 LOOPS = ("scan", "while", "cond")
 
 

@@ -14,6 +14,7 @@ from wsc.lowering.layout import Grid, Layout, lay, whole
 from wsc.lowering.strategy import WSC, Strategy
 from wsc.machine.steps import Compute, Step
 from wsc.machine.wafer import Wafer
+from wsc.program import Sized
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,14 @@ class Where:
 @dataclass(frozen=True)
 class Lowered:
     """What a rule decides: the layout wanted of each operand (None: any), those of the results, and the steps;
-    `scratch` bytes a PE are in use while it runs, beside operands and results."""
+    `scratch` bytes a PE are in use while it runs, beside operands and results; `sized` are steps, after the others,
+    whose amounts a run decides."""
 
     ins: tuple[Layout | None, ...]
     outs: tuple[Layout, ...]
     steps: tuple[Step, ...]
     scratch: int = 0
+    sized: Sized | None = None
 
 
 Rule = Callable[[Op, Where], Lowered]
