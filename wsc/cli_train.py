@@ -92,9 +92,9 @@ class Placed:
 
     def compile_step(self, step: Any, *args: Any) -> Any:
         """The function that takes a step: of (model, optimizer, batch), updated in place, to the loss."""
-        from flax import nnx
+        from wsc.models.training import jitted_step
 
-        return nnx.jit(step)
+        return jitted_step
 
     def figures(self, tokens: int) -> dict[str, Any] | None:
         """What a step of so many tokens takes on the wafer."""

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import struct
@@ -14,6 +15,8 @@ import safetensors.numpy
 
 from wsc.errors import CheckpointError, DownloadError
 from wsc.models import Llama, LlamaConfig, load
+from wsc.models.bytes import byte_tokenizer
+from wsc.models.huggingface import write
 
 HF = {
     "attn.q": "self_attn.q_proj",
@@ -308,3 +311,33 @@ def test_damaged_stories(stories: Path, tmp_path: Path) -> None:
     truncated(path, 0.9)
     with pytest.raises(CheckpointError, match="its header asks for 1056540"):
         load(path)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_written_folder_is_what_transformers_names_it_and_loads_again(
+    tiny: Llama, tmp_path: Path, dtype: Any
+) -> None:
+    model = jax.tree.map(lambda w: w.astype(dtype), tiny)
+    write(tmp_path / "out", model, byte_tokenizer())
+    with safetensors.safe_open(tmp_path / "out" / "model.safetensors", framework="flax") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert found.keys() == hf_tensors(model).keys()
+    for name, want in hf_tensors(model).items():
+        assert found[name].dtype == dtype and found[name].shape == want.shape
+        np.testing.assert_array_equal(found[name].astype(jnp.float32), want.astype(np.float32))
+    again, tokenizer = load(tmp_path / "out", dtype=dtype)
+    assert dataclasses.replace(again.config, dtype="float32") == model.config
+    assert again.config.dtype == jnp.dtype(dtype).name
+    assert tokenizer is not None and tokenizer.encode("é<|end|>") == [195, 169, 256]
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+
+
+def test_a_folder_that_cannot_be_written(tiny: Llama, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match=r"cannot write to .*file"):
+        write(tmp_path / "file" / "out", tiny)
