@@ -10,6 +10,7 @@ pytest.register_assert_rewrite("helpers")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--programs", type=int, default=80, help="how many drawn programs tests/generated tries")
+    parser.addoption("--programs-from", type=int, default=0, help="the first of them; others are other programs")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -92,9 +92,10 @@ class Placed:
 
     def compile_step(self, step: Any, *args: Any) -> Any:
         """The function that takes a step: of (model, optimizer, batch), updated in place, to the loss."""
-        from wsc.models.training import jitted_step
+        import wsc
 
-        return jitted_step
+        exe = self.exe = wsc.compile(step, *args, wafer=self.wafer, wafers=self.wafers, order=self.order)
+        return lambda *args: exe(*args)[0]
 
     def figures(self, tokens: int) -> dict[str, Any] | None:
         """What a step of so many tokens takes on the wafer."""

@@ -135,7 +135,7 @@ def compare(t: Tape) -> Value:
 
 def convert(t: Tape) -> Value:
     """Between dtypes; floats are clipped so that an integer holds them."""
-    a = t.pick()
+    a = t.pick((*FLOATS, *INTS, "bool"))
     dtype = t.draw.choice(FLOATS + (() if t.smooth else (*INTS, "bool")))
     if a.dtype in FLOATS and dtype in FLOATS:
         return t.put(a.x.astype(dtype), a, rounds=1)
@@ -152,7 +152,7 @@ _REDUCES = {"sum": jnp.sum, "max": jnp.max, "min": jnp.min, "mean": jnp.mean}
 
 
 def reduction(t: Tape) -> Value:
-    a = t.pick(where=lambda v: v.size > 0)
+    a = t.pick((*FLOATS, *INTS, "bool"), lambda v: v.size > 0)
     axes = tuple(sorted(t.draw.some(range(a.rank))))
     count, keep = math.prod(a.shape[d] for d in axes), t.draw.chance(2)
     if a.dtype == "bool":

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from tape import FLOATS, INTS, MOST, Skip, Tape, Value
+from tape import COMPLEX, FLOATS, INTS, MOST, Skip, Tape, Value
 
 
 def reshape(t: Tape) -> Value:
@@ -67,7 +67,7 @@ def slices(t: Tape) -> Value:
 
 
 def pad(t: Tape) -> Value:
-    a = t.pick((*FLOATS, *INTS), lambda v: v.rank > 0)
+    a = t.pick((*FLOATS, *INTS, COMPLEX), lambda v: v.rank > 0)
     sizes = []
     for n in a.shape:
         inner = t.draw.choice([0, 0, 0, 1, 2])
@@ -109,7 +109,7 @@ def place(t: Tape, n: int) -> Value:
 
 def indexed(t: Tape) -> Value:
     """Slices, gathers, updates and scatters at places that are known when the program runs, or are constants."""
-    a = t.pick((*FLOATS, *INTS), lambda v: v.rank > 0 and v.size > 0)
+    a = t.pick((*FLOATS, *INTS, COMPLEX), lambda v: v.rank > 0 and v.size > 0)
     d = t.draw.number(0, a.rank - 1)
     n = a.shape[d]
     kind = t.draw.choice(["slice", "update", "take", "gather", "along", "add", "set", "one_hot"])
@@ -141,6 +141,8 @@ def indexed(t: Tape) -> Value:
         return t.move(jnp.take_along_axis(a.x, order, axis=d), a, where)
     if kind == "one_hot":
         return t.put(jax.nn.one_hot(where.x, n, dtype="float32"), where, bound=1, whole=True, rounds=0)
+    if a.dtype == COMPLEX:
+        raise Skip
     flat = where.x.reshape(-1)
     shape = (*a.shape[:d], flat.size, *a.shape[d + 1 :])
     b = t.made(shape, a.dtype)

@@ -8,7 +8,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from tape import EPS, FLOATS, RANK, Skip, Tape, Value
+from tape import COMPLEX, EPS, FLOATS, INTS, RANK, Skip, Tape, Value
 
 DEPTH = 2
 
@@ -57,6 +57,8 @@ def draw_sub(t: Tape, grow: Grow, inputs: Sequence[Value], xs: Sequence, finish=
 
 def _like(v: Value, like: Value) -> Value:
     """`v` itself if it is of the shape and dtype of `like`; otherwise `like` with the mean or any of `v` in it."""
+    if v.dtype == COMPLEX != like.dtype:
+        v = replace(v, x=jnp.real(v.x))
     if (v.shape, v.dtype) == (like.shape, like.dtype) or v.size == 0:
         return v if v.shape == like.shape and v.dtype == like.dtype else like
     loose, error = v.loose or like.loose, like.error
@@ -137,7 +139,7 @@ def gradient(t: Tape, grow: Grow) -> Value:
     """The gradient of the mean of a smooth sub-program with respect to one value. It is no larger than what the result
     moves when the value does; its rounding is taken as that of 64 operations on the square of that."""
     wrt = t.floating(lambda v: v.size > 0)
-    others = [v for v in _several(t, 0, 2) if v is not wrt and v.floats]
+    others = [v for v in _several(t, 0, 2) if v is not wrt and v.dtype in FLOATS]
 
     def finish(tape: Tape) -> list[Value]:
         out = tape.pick(FLOATS, lambda v: v.size > 0)
@@ -167,7 +169,8 @@ def loop(t: Tape, grow: Grow) -> Value:
     kind = t.draw.choice(["scan", "scan", "layers", "fori", "while"])
     if t.smooth and kind == "while":
         raise Skip
-    start = _tamed(t.pick(FLOATS if t.smooth or kind == "layers" else None, lambda v: v.size > 0), 2.0)
+    kinds = FLOATS if t.smooth or kind == "layers" else (*FLOATS, *INTS, "bool")
+    start = _tamed(t.pick(kinds, lambda v: v.size > 0), 2.0)
     steps, base = t.draw.number(1, 4), t.loops + 1
     consts = [] if t.draw.chance(2) else _several(t, 1, 1)
     stacked: list[Value] = []

@@ -5,6 +5,7 @@ it. Values that are whole numbers below the dtype's last exact one do not round 
 added. A jump (floor, a comparison, argmax) of a value that may differ makes all that follows `loose`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,11 +20,12 @@ MOST = 600  # elements of a value
 RANK = 5  # and dimensions
 FLOATS = ("float32", "bfloat16", "float16")
 INTS = ("int32", "uint32", "int8")
+COMPLEX = "complex64"
 # Twice the unit roundoff, and the first whole number whose successor cannot be told from it.
-EPS = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+EPS = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10, COMPLEX: 2.0**-23}
 # Bounds above which a value is scaled down: sums of products of two such stay below the dtype's largest number.
-LARGE = {"float32": 512.0, "bfloat16": 512.0, "float16": 8.0}
-EXACT = {"float32": 2.0**24, "bfloat16": 2.0**8, "float16": 2.0**11}
+LARGE = {"float32": 512.0, "bfloat16": 512.0, "float16": 8.0, COMPLEX: 512.0}
+EXACT = {"float32": 2.0**24, "bfloat16": 2.0**8, "float16": 2.0**11, COMPLEX: 2.0**24}
 
 
 class Skip(Exception):
@@ -59,7 +61,8 @@ class Value:
 
     @property
     def floats(self) -> bool:
-        return self.dtype in FLOATS
+        """Rounded by what is done to it."""
+        return self.dtype in EPS
 
 
 @lru_cache(maxsize=4096)
@@ -93,13 +96,15 @@ class Draw:
 
 
 class Store:
-    """Arrays that a program's ops ask for as they are drawn: they become its weights or its constants."""
+    """Arrays that a program's ops ask for as they are drawn: they become its weights or its constants. A program of
+    `grids` has no weights, and works on whole arrays."""
 
-    def __init__(self):
+    def __init__(self, grids: bool = False):
+        self.grids = grids
         self.arrays: list[tuple[jax.Array, bool]] = []  # with whether it is a constant
 
     def add(self, array: np.ndarray, constant: bool) -> jax.Array:
-        self.arrays.append((jnp.asarray(array), constant))
+        self.arrays.append((jnp.asarray(array), constant or self.grids))
         return self.arrays[-1][0]
 
 
@@ -111,6 +116,9 @@ def array_of(shape: tuple[int, ...], dtype: str, seed: int, whole: bool) -> tupl
     if dtype in INTS:
         low, high = {"int32": (-50, 50), "uint32": (0, 100), "int8": (-20, 20)}[dtype]
         return rng.integers(low, high, shape).astype(dtype), float(high)
+    if dtype == COMPLEX:
+        parts = [rng.integers(-1, 2, shape) if whole else rng.uniform(-1, 1, shape) for _ in range(2)]
+        return np.asarray(parts[0] + 1j * parts[1], COMPLEX), math.sqrt(2)
     values = rng.integers(-2, 3, shape) if whole else rng.uniform(-2, 2, shape)
     return np.asarray(values, jnp.dtype(dtype)), 2.0
 
@@ -164,7 +172,7 @@ class Tape:
         error = sum((g * v.error for g, v in zip(gains, of, strict=True) if v.floats), self.exact())
         loose = any(v.loose for v in of) or (jump and any(v.error.any() for v in of))
         dtype = x.dtype.name
-        if dtype not in FLOATS:
+        if dtype not in EPS:
             return self._keep(Value(x, bound, self.exact(), False, loose), keep)
         if jump:
             error = self.exact()

@@ -174,7 +174,7 @@ PROGRAMS = {
         (X,),
         {
             "gather": lambda x: x[ROWS],
-            "dynamic_slice": lambda x: lax.dynamic_slice(x, (ROWS[0], 0), (2, 16)),
+            "dynamic_slice": lambda x: lax.dynamic_slice(x, (x[0, 0].astype(jnp.int32), 0), (2, 16)),
             "dynamic_update_slice": lambda x: lax.dynamic_update_slice(x, x[:1] * 2, (3, 0)),
             "scatter": scatter("set"),
             "scatter-add": scatter("add"),

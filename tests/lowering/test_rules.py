@@ -4,11 +4,12 @@ import math
 
 import jax.numpy as jnp
 import pytest
-from helpers import normal
+from helpers import normal, run_everywhere
 
 from wsc.lowering.layout import Grid, Layout, lay, whole
 from wsc.lowering.rules import RULES, Op, Operand, Where, rule
 from wsc.lowering.rules.dot import stationary
+from wsc.lowering.rules.flexible import pull
 from wsc.lowering.rules.shape import groups
 from wsc.machine.cost import cost
 from wsc.machine.steps import AllReduce, Compute, Multicast, Shift
@@ -79,6 +80,19 @@ def test_product_that_is_one_number(shape):
     assert found.outs == (whole(0),)
     assert len(of(AllReduce, found.steps)) == len(shape)
     assert of(Compute, found.steps)[0].flops == 2 * math.prod(shape)
+
+
+@pytest.mark.parametrize("shape, new_shape", [((1, 0), (0,)), ((0,), (0, 12, 3)), ((0, 6), (2, 0, 3))])
+def test_reshape_of_nothing_is_whole_and_free(shape, new_shape):
+    found = lowered("reshape", [(shape, "activation", whole(len(shape)))], [new_shape])
+    assert found.outs == (whole(len(new_shape)),) and not found.steps
+    run_everywhere(
+        lambda x, n: (x.reshape(new_shape), n.reshape(new_shape)), jnp.ones(shape), jnp.ones(shape, jnp.int32)
+    )
+
+
+def test_view_of_an_empty_weight_that_is_wanted_in_parts():
+    assert pull("reshape", {}, [(0, 12)], (0, 3, 4), Layout((1, 3, 1), (1, 1, 4))) == [whole(2)]
 
 
 @pytest.mark.parametrize("kind", ["reduce_sum", "reduce_max", "reduce_min", "reduce_prod"])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import normal, run_everywhere, small
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -65,6 +65,7 @@ def test_a_windowed_dimension_with_others_nested_inside_is_put_together():
 
 
 @settings(max_examples=60, deadline=None)
+@example(9, 1, 2, 1, 2, 1, 3)  # windows that all fall into holes
 @given(
     st.integers(1, 20), st.integers(1, 5), st.integers(1, 3), st.integers(0, 3), st.integers(1, 3), st.integers(1, 3),
     st.integers(1, 6),
@@ -89,13 +90,10 @@ def test_edges_against_brute_force(n, size, stride, low, base, dilation, parts):
     moved = {(i, o // out_tile) for o, i in touched if i // tile * spacing != o // out_tile * out_spacing}
     hops = sum(abs(i // tile * spacing - p * out_spacing) for i, p in moved)
     distance = max((abs(i // tile * spacing - p * out_spacing) for i, p in moved), default=0)
-    if dilation == 1:  # no element inside the reach of a window is left out
-        assert sum(s.total_wavelet_hops for s in of(Shift, steps)) == hops
-        assert max((s.distance for s in of(Shift, steps)), default=0) == distance
-        counts = np.bincount([p for _, p in moved], minlength=1) if moved and at.y[0] > 1 else np.zeros(1)
-        assert most == counts.max()
-    elif at.y[0] > 1:
-        assert sum(s.total_wavelet_hops for s in of(Shift, steps)) >= hops
+    assert sum(s.total_wavelet_hops for s in of(Shift, steps)) == hops
+    assert max((s.distance for s in of(Shift, steps)), default=0) == distance
+    counts = np.bincount([p for _, p in moved], minlength=1) if moved and at.y[0] > 1 else np.zeros(1)
+    assert most == counts.max()
 
 
 def test_copies_of_a_part_get_the_edges_too():

@@ -25,6 +25,7 @@ class Frames:
 
     shapes: tuple[tuple[int, ...], ...]
     layouts: tuple[Layout, ...]
+    grid: Grid
 
     @staticmethod
     def of(shapes: Iterable[tuple[int, ...]], grid: Grid) -> "Frames":
@@ -32,12 +33,15 @@ class Frames:
         for shape in shapes:
             known = largest.get(len(shape), (0,) * len(shape))
             largest[len(shape)] = tuple(map(max, known, shape))
-        return Frames(tuple(largest.values()), tuple(_spread(s, grid) for s in largest.values()))
+        return Frames(tuple(largest.values()), tuple(_spread(s, grid) for s in largest.values()), grid)
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
-        """In the frame of its rank: dimensions of more than half its size in the middle of it, others whole."""
+        """In the frame of its rank: dimensions of more than half its size in the middle of it, others whole. A larger
+        array for which the frame is too small by half, such as a table that the program makes, is cut on its own."""
         for frame, at in zip(self.shapes, self.layouts, strict=True):
             if len(frame) == len(shape):
+                if any(2 * n > 3 * m for n, m in zip(shape, frame, strict=True)):
+                    return _spread(shape, self.grid)
                 at = at.uncut(d for d, (n, m) in enumerate(zip(shape, frame, strict=True)) if 2 * n <= m)
                 free = [m - n for n, m in zip(shape, frame, strict=True)]
                 return at.with_margins((f // 2, f - f // 2) for f in free)

@@ -62,6 +62,8 @@ def made(op: Op, at: Layout, shape: tuple[int, ...], itemsize: int, where: Where
 
 def _pull_reshape(shape, out_shape, at: Layout) -> Layout:
     parts = {"y": [1] * len(shape), "x": [1] * len(shape)}
+    if 0 in shape:
+        return whole(len(shape))
     for old, new in groups(shape, out_shape):
         for axis in "yx":
             total = math.prod(at.along(axis)[d] for d in new)

@@ -38,15 +38,17 @@ class Window:
         >>> Window(n=4, out=4, size=3, low=1).pairs()
         10
         """
-        at = np.arange(self.out)[:, None] * self.stride - self.low + np.arange(self.size) * self.dilation
-        inside = (at >= 0) & (at <= (self.n - 1) * self.base_dilation) & (at % self.base_dilation == 0)
-        return int(inside.sum())
+        return len(self.touched(0, self.out))
 
-    def needs(self, first: int, last: int) -> tuple[int, int]:
-        """First and last-but-one element that the results from `first` to before `last` are made of."""
-        begin = first * self.stride - self.low
-        end = (last - 1) * self.stride - self.low + (self.size - 1) * self.dilation
-        return max(0, -(-begin // self.base_dilation)), min(self.n, end // self.base_dilation + 1)
+    def touched(self, first: int, last: int) -> np.ndarray:
+        """The elements that the results from `first` to before `last` are made of, one for each place of a window.
+
+        >>> Window(n=9, out=5, size=1, stride=2).touched(1, 4).tolist()
+        [2, 4, 6]
+        """
+        at = np.arange(first, last)[:, None] * self.stride - self.low + np.arange(self.size) * self.dilation
+        inside = (at >= 0) & (at <= (self.n - 1) * self.base_dilation) & (at % self.base_dilation == 0)
+        return at[inside] // self.base_dilation
 
 
 @lru_cache(maxsize=65536)
@@ -56,8 +58,7 @@ def _missing(window: Window, parts: int, out_parts: int, spacing: int, out_spaci
     tile, out_tile = -(-window.n // parts), -(-window.out // out_parts)
     source, target, most = [], [], 0
     for p in range(-(-window.out // out_tile)):
-        begin, end = window.needs(p * out_tile, min(window.out, (p + 1) * out_tile))
-        needed = np.arange(begin, max(begin, end))
+        needed = np.unique(window.touched(p * out_tile, min(window.out, (p + 1) * out_tile)))
         owner = needed // tile * spacing
         missing = owner[owner != p * out_spacing]
         source.append(missing)

@@ -24,11 +24,13 @@ def identity_rule(op: Op, where: Where) -> Lowered:
 
 
 def groups(shape: tuple[int, ...], new_shape: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """Dimensions of a reshape that hold the same elements: smallest runs of equal product.
+    """Dimensions of a reshape that hold the same elements: smallest runs of equal product, or all of an empty array.
 
     >>> groups((1, 4096), (1, 32, 128))
     [([0], [0]), ([1], [1, 2])]
     """
+    if 0 in shape:
+        return [(list(range(len(shape))), list(range(len(new_shape))))]
     found, i, j = [], 0, 0
     while i < len(shape) or j < len(new_shape):
         old, new = [], []
@@ -47,10 +49,10 @@ def groups(shape: tuple[int, ...], new_shape: tuple[int, ...]) -> list[tuple[lis
 @rule("reshape")
 def reshape_rule(op: Op, where: Where) -> Lowered:
     operand, new_shape = op.ins[0], op.out_shapes[0]
-    kept = {old[0]: new[0] for old, new in groups(operand.shape, new_shape) if len(old) == len(new) == 1}
-    at = operand.laid().unfolded(set(range(operand.rank)) - set(kept))
     if math.prod(new_shape) == 0:
         return Lowered((whole(operand.rank),), (whole(len(new_shape)),), ())
+    kept = {old[0]: new[0] for old, new in groups(operand.shape, new_shape) if len(old) == len(new) == 1}
+    at = operand.laid().unfolded(set(range(operand.rank)) - set(kept))
     new_parts = {"y": [1] * len(new_shape), "x": [1] * len(new_shape)}
     steps: list[Step] = []
     for old, new in groups(operand.shape, new_shape):
