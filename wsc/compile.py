@@ -11,7 +11,7 @@ from wsc.errors import ArgumentError, FitError, TraceError, WscError
 from wsc.lowering import jaxapi, plancache, waferllm
 from wsc.lowering.build import build_programs
 from wsc.lowering.check import check
-from wsc.lowering.entry import Entry, entry_of, step, timed_layers, weight_leaves
+from wsc.lowering.entry import Entry, closed_over, entry_of, step, timed_layers, weight_leaves
 from wsc.lowering.normalize import Normal, normalize
 from wsc.lowering.place import OBJECTIVES, Goal, Lazy, place
 from wsc.lowering.plan import plan_stages
@@ -154,7 +154,8 @@ def _plan(entry: Entry, strategy: Strategy, leader: Planned | None = None) -> _P
     updates = find_updates(traced, written, entry.in_place)
     weights = updated_weights(written, updates, weight_leaves(entry))
     normal = rewrite(written, weights) if strategy.compiled else written
-    roles = find_roles(normal, traced.arg_names, weights, updates, homes(written, updates, weights))
+    closed = closed_over(entry.fn) if normal.given else {}
+    roles = find_roles(normal, traced.arg_names, weights, updates, homes(written, updates, weights), closed)
     return _Plan(traced, written, normal, Planned(plan_stages(normal, roles), roles, strategy, leader))
 
 

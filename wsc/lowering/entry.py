@@ -1,8 +1,10 @@
 """Entries: what is compiled, as a function with example arguments, and which of these are weights."""
 
 import functools
+import inspect
 import operator
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +99,36 @@ def _in_place(fn: Callable) -> Callable:
         return outputs, {i: b for i, (a, b) in enumerate(zip(before, after, strict=True)) if a is not b}
 
     return call
+
+
+def closed_over(fn: Any, inside: int = 4) -> dict[int, str]:
+    """The path of every array that a function closes over, by the array's id: through partial functions, methods,
+    other functions, and objects that keep their parameters.
+
+    >>> w = jnp.ones((2, 2))
+    >>> list(closed_over(functools.partial(lambda p, x: x @ p["w"], {"w": w})).values())
+    ['argument0.w']
+    """
+    found: dict[int, str] = {}
+    held: dict[str, Any] = {}
+    fn = inspect.unwrap(fn) if callable(fn) else fn
+    if isinstance(fn, functools.partial):
+        held = {f"argument{i}": a for i, a in enumerate(fn.args)} | dict(fn.keywords) | {"": fn.func}
+    elif inspect.ismethod(fn):
+        held = {"self": fn.__self__, "": fn.__func__}
+    elif inspect.isfunction(fn):
+        variables = inspect.getclosurevars(fn)
+        held = {**variables.globals, **variables.nonlocals}
+    elif isinstance(params := getattr(fn, "params", None), Mapping):
+        held = {"params": params}
+    for name, value in held.items():
+        for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
+            if isinstance(leaf, jax.Array | np.ndarray):
+                keys = re.sub(r"\['([^']+)'\]", r".\1", jax.tree_util.keystr(path))
+                found.setdefault(id(leaf), f"{name or 'closure'}{keys}")
+            elif inside and (callable(leaf) or hasattr(leaf, "params")) and not inspect.isclass(leaf):
+                found = closed_over(leaf, inside - 1) | found
+    return found
 
 
 def _looks_like_weights(argument: Any) -> bool:

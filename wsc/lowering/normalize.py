@@ -24,16 +24,19 @@ from wsc.program import COUNTED
 
 MAX_FOLD = 1 << 16  # elements of a constant computed at compile time; larger ones stay equations
 
+GIVEN = 256  # elements from which on an array that a function closes over is a weight
 _IDENTITIES = {*IDENTITIES, "device_put", "optimization_barrier"}
 _INDEXING = {"dynamic_slice", "gather"}
 
 
 @dataclass(frozen=True)
 class Normal:
-    """A normalized program: `jaxpr` has no calls, and `consts` are the values of its constvars."""
+    """A normalized program: `jaxpr` has no calls, and `consts` are the values of its constvars. Those that are `given`
+    were closed over by the user's function, and are stored like weights."""
 
     jaxpr: jaxapi.Jaxpr
     consts: tuple
+    given: frozenset = frozenset()
 
 
 def normalize(traced: Traced, weight_leaves: frozenset[int] = frozenset()) -> Normal:
@@ -52,7 +55,7 @@ def finish(builder: "Builder", invars: list, outvars: list) -> Normal:
     used = {v for e in eqns for v in e.invars if not isinstance(v, Literal)} | set(outvars_of(outvars))
     constvars = [v for v in builder.consts if v in used]
     jaxpr = jaxapi.Jaxpr(constvars, invars, outvars, eqns)
-    return Normal(jaxpr, tuple(builder.consts[v] for v in constvars))
+    return Normal(jaxpr, tuple(builder.consts[v] for v in constvars), frozenset(builder.given & set(constvars)))
 
 
 def outvars_of(outvars) -> list:
@@ -62,8 +65,8 @@ def outvars_of(outvars) -> list:
 class _Known:
     """A value that no argument reaches, known at compile time."""
 
-    def __init__(self, value):
-        self.value = value
+    def __init__(self, value, given: bool = False):
+        self.value, self.given = value, given
         self.atom: Any = None
 
 
@@ -74,6 +77,8 @@ class Builder:
         self.eqns: list = []
         self.consts: dict = inside.consts if inside else {}  # constvar -> value
         self.seen: Any = ChainMap({}, inside.seen) if inside else {}  # (what it does, operands) -> results
+        self.arrays: dict = inside.arrays if inside else {}  # id of a value -> its constvar
+        self.given: set = inside.given if inside else set()  # constvars that the user's function closes over
         self.kinds: dict = inside.kinds if inside else {}  # what an equation does -> its number
         self.whats: dict = inside.whats if inside else {}  # id of parameters -> (them, that number)
         self.stored: set = inside.stored if inside else set()  # weights, and renames of them
@@ -82,7 +87,7 @@ class Builder:
     def inline(self, jaxpr, consts, args, caller) -> list:
         """Emit the equations of `jaxpr` applied to `args` (Vars or `_Known`s); returns its results likewise."""
         env: dict = dict(zip(jaxpr.invars, args, strict=True))
-        env.update((v, _Known(c)) for v, c in zip(jaxpr.constvars, consts, strict=True))
+        env.update((v, _Known(c, given=True)) for v, c in zip(jaxpr.constvars, consts, strict=True))
 
         def read(atom):
             return _Known(atom.val) if isinstance(atom, Literal) else env[atom]
@@ -126,8 +131,10 @@ class Builder:
             if array.shape == () and not _is_key(array):
                 value.atom = Literal(array[()], aval)
             else:
-                value.atom = jaxapi.new_var(aval)
+                value.atom = self.arrays.setdefault(id(value.value), jaxapi.new_var(aval))
                 self.consts[value.atom] = value.value
+                if value.given and jax.numpy.issubdtype(aval.dtype, np.inexact) and aval.size >= GIVEN:
+                    self.given.add(value.atom)
         return value.atom
 
     def append(self, eqn, atoms, caller) -> list:

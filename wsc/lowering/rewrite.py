@@ -58,6 +58,7 @@ class _Rewriter:
         jaxpr = self.normal.jaxpr
         constants = dict(zip(jaxpr.constvars, self.normal.consts, strict=True))
         self.builder.consts.update(constants)
+        self.builder.given |= self.normal.given
         self.free |= set(constants)
         env: dict = {v: v for v in (*jaxpr.invars, *jaxpr.constvars)}
         old: dict = {}  # new variable -> how often the one it stands for is used

@@ -77,12 +77,18 @@ def find_roles(
     weight_leaves: frozenset[int],
     updates: Mapping[int, int] = NOTHING,
     homes: Mapping = NOTHING,
+    closed: Mapping[int, str] = NOTHING,
 ) -> Roles:
     """Kinds by one forward pass; the argument leaves in `weight_leaves` are weights. `updates` has the results, by
-    position, that are new values of arguments, `homes` the state that belongs to a weight."""
+    position, that are new values of arguments, `homes` the state that belongs to a weight, `closed` the paths of arrays
+    that the user's function closes over, by id."""
     jaxpr = normal.jaxpr
     kind: dict = dict.fromkeys(jaxpr.constvars, "constant")
     weights: dict = {}
+    for i, (v, value) in enumerate(zip(jaxpr.constvars, normal.consts, strict=True)):
+        if v in normal.given:
+            kind[v] = "weight"
+            weights[v] = Weight(closed.get(id(value), f"constants.c{i}"), None, tuple(v.aval.shape), v.aval.dtype)
     states = _states(jaxpr, weight_leaves)
     states |= {i for i in updates.values() if i not in weight_leaves and is_array(jaxpr.invars[i])}
     for i, v in enumerate(jaxpr.invars):
