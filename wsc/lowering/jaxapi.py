@@ -19,6 +19,7 @@ Literal = jex.Literal
 Eqn = jex.JaxprEqn
 Atom = Var | Literal
 
+AGAIN = "again"  # a parameter of ours: equal equations of other numbers are computed anew, not once
 METER = "meter"  # a parameter of ours: the first number under which a run counts what an equation met
 
 
@@ -105,7 +106,7 @@ def new_var(aval) -> Var:
 
 def bind(eqn: Eqn, values: list) -> list:
     """Run one first-order equation on values."""
-    params = {k: v for k, v in eqn.params.items() if k != METER}
+    params = {k: v for k, v in eqn.params.items() if k not in (AGAIN, METER)}
     result = eqn.primitive.bind(*values, **params)
     return list(result) if eqn.primitive.multiple_results else [result]
 

@@ -6,7 +6,9 @@ equations that no argument reaches are computed now; equal equations become one;
 Source lines and name stacks survive.
 """
 
+import itertools
 from collections import ChainMap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -82,6 +84,8 @@ class Builder:
         self.kinds: dict = inside.kinds if inside else {}  # what an equation does -> its number
         self.whats: dict = inside.whats if inside else {}  # id of parameters -> (them, that number)
         self.stored: set = inside.stored if inside else set()  # weights, and renames of them
+        self.rounds: Iterator[int] = inside.rounds if inside else itertools.count(1)
+        self.again: int = inside.again if inside else 0  # the round of recomputation that we are in
         self.meters: list[int] = inside.meters if inside else []  # numbers that a run counts of each
 
     def inline(self, jaxpr, consts, args, caller) -> list:
@@ -102,7 +106,12 @@ class Builder:
         name = eqn.primitive.name
         if name in jaxapi.CALLS:
             inner, consts, operands = jaxapi.open_call(eqn, operands)
-            return self.inline(inner, consts, operands, self._scoped(eqn, caller))
+            around = self.again
+            if eqn.params.get("differentiated"):  # of jax.checkpoint, on the way back: what was not kept is made again
+                self.again = next(self.rounds)
+            found = self.inline(inner, consts, operands, self._scoped(eqn, caller))
+            self.again = around
+            return found
         if name in loops.NAMES and not self._foldable(eqn, operands):
             return self._control_flow(eqn, operands, self._scoped(eqn, caller))
         if eqn.effects:
@@ -139,6 +148,8 @@ class Builder:
 
     def append(self, eqn, atoms, caller) -> list:
         """Emit one equation over `atoms`, or find the equal one that is there."""
+        if self.again:
+            eqn = eqn.replace(params={**eqn.params, jaxapi.AGAIN: self.again})
         key = self.key(eqn, [_const_key(a.val) if isinstance(a, Literal) else a for a in atoms])
         if key is not None and key in self.seen:
             return self.seen[key]

@@ -180,7 +180,7 @@ def _push_later(eqns, data, used, place: list[int], homes: list[int], roles: Rol
         fixed = used[n] or not reads[n] or any(roles.of(a) == "state" for a in reads[n])
         if after[n] and not fixed:
             late[n] = max(place[n], min(late[u] for u in after[n]))
-        elif after[n] and all(a in roles.homes for a in reads[n]):
+        elif after[n] and (all(a in roles.homes for a in reads[n]) or jaxapi.AGAIN in eqns[data[n]].params):
             until, mine = min(late[u] for u in after[n]), homes[place[n]]
             place[n] = first[n] = late[n] = max(v for v in range(until + 1) if homes[v] == mine or v == place[n])
 
@@ -292,12 +292,13 @@ def _rows(eqns, local: dict, roles: Roles, params: dict[tuple, tuple]) -> tuple:
                 )
         for v in eqn.outvars:
             local[v] = (len(local), roles.of(v), v.aval.shape, jaxapi.dtype_name(v.aval.dtype))
-        key = eqn.primitive.name, id(eqn.params)  # equations of one traced function share theirs
+        row = roles.is_row(eqn.outvars[0])
+        key = eqn.primitive.name, id(eqn.params), row  # equations of one traced function share theirs
         if loop := loops.loop_of(eqn):
             rows.append((_loop(loop, local, roles, params), tuple(refs)))
             continue
         if key not in params:
-            params[key] = _params(eqn)
+            params[key] = _params(eqn, row)
         rows.append((eqn.primitive.name, params[key], tuple(refs)))
     return tuple(rows)
 
@@ -325,9 +326,11 @@ def body_stage(name: str, body: jaxapi.Jaxpr, roles: Roles) -> Stage:
     return Stage(name, eqns, [id(e) in data for e in eqns], entries, [], ends, [], states)
 
 
-def _params(eqn) -> tuple:
-    items = tuple(sorted((kv for kv in eqn.params.items() if kv[0] != jaxapi.METER), key=lambda kv: kv[0]))
-    if eqn.primitive.name == "slice":  # which row of a stacked weight it is does not change the plan
+def _params(eqn, row: bool) -> tuple:
+    items = tuple(
+        sorted((kv for kv in eqn.params.items() if kv[0] not in (jaxapi.AGAIN, jaxapi.METER)), key=lambda kv: kv[0])
+    )
+    if row:  # which one of a stacked weight it is does not change the plan
         items = tuple((k, v) for k, v in items if k not in ("start_indices", "limit_indices"))
     try:
         hash(items)
