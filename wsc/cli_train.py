@@ -25,8 +25,8 @@ def train(
     layers: Annotated[int | None, typer.Option(help="layers; 4")] = None,
     hidden: Annotated[int | None, typer.Option(help="width; 128")] = None,
     heads: Annotated[int | None, typer.Option(help="attention heads; 4")] = None,
-    batch: Annotated[int | None, typer.Option(help="texts a step; 16")] = None,
-    sequence: Annotated[int | None, typer.Option(help="bytes read of each; 128")] = None,
+    batch: Annotated[int | None, typer.Option(help="texts a step; 4")] = None,
+    sequence: Annotated[int | None, typer.Option(help="bytes read of each; 64")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="learning rate at its highest; 0.003")] = None,
     schedule: Annotated[
         int | None, typer.Option(help="steps until the learning rate is down to a tenth; as --steps")

@@ -44,8 +44,8 @@ class Recipe:
     layers: int = 4
     hidden: int = 128
     heads: int = 4
-    sequence: int = 128  # tokens read at a time, T
-    batch: int = 16  # texts a step, B
+    sequence: int = 64  # tokens read at a time, T
+    batch: int = 4  # texts a step, B; so many that what a step keeps for its way back fits beside the weights
     learning_rate: float = 3e-3  # at its highest
     schedule: int = 200  # steps until the learning rate has fallen to a tenth, where it stays
     seed: int = 0
