@@ -273,3 +273,21 @@ def test_what_no_activation_reaches_costs_the_same():
         "transpose": [], "random_bits": [("vector", 60)], "pow": [("vector", 1), ("transcendental", 2)],
         "iota": [("vector", 1)],
     }  # fmt: skip
+
+
+def test_numbers_drawn_from_a_key_alone_cost_what_others_do():
+    """A key is control, and noise made of it all the same 60 operations a word and 42 an erf_inv."""
+    fn = lambda w, x, key: (x + jax.random.bits(key, (16, 64)).astype(jnp.float32)) @ w  # noqa: E731
+    exe = wsc.compile(fn, normal(64, 8), normal(16, 64), jax.random.key(0), wafer=small(usable=16384))
+    (bits,) = (op for _, op in exe.program.ops() if op.name == "random_bits")
+    (step,) = bits.steps
+    assert bits.control and step.flops == 60 * 16 * 64
+    noise = wsc.compile(lambda w, key: jax.random.normal(key, (16, 64)) @ w, normal(64, 8), jax.random.key(0))
+    (inverse,) = (op for _, op in noise.program.ops() if op.name == "erf_inv")
+    assert inverse.control and sum(s.flops for s in inverse.steps) == 42 * 16 * 64
+    assert step.calls * step.length * step.instances >= 60 * 16 * 64
+    gamma = lambda w, key: jax.random.gamma(key, 2.0, (64,)) @ w  # noqa: E731
+    exe = wsc.compile(gamma, normal(64, 8), jax.random.key(0), wafer=small(usable=16384))
+    (drawn,) = (op for _, op in exe.program.ops() if op.name == "random_gamma")
+    assert {s.kind for s in drawn.steps} == {"vector", "divide", "transcendental"}
+    assert sum(s.flops for s in drawn.steps) > 2 * 3 * 60 * 64

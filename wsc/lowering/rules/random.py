@@ -14,6 +14,7 @@ from wsc.lowering.rules.work import COUNTERS, THREEFRY, WORK, Work
 # step on vectors, so a second trial is made for the few elements that need one, and further ones are not counted.
 _TRIALS = 2
 _KEYS = ("random_split", "random_fold_in", "random_seed")
+RANDOM = {*COUNTERS, *_KEYS, "random_bits", "rng_bit_generator", "random_gamma"}  # what `random_work` counts
 _NAMES = {"fry": "threefry2x32", "fry4": "threefry4x32", "rbg": "philox4x32", "urbg": "philox4x32"}
 
 
@@ -45,7 +46,16 @@ def random_work(op: Op) -> Work | None:
     if op.name in ("random_bits", "rng_bit_generator"):
         generator = "philox4x32" if op.name == "rng_bit_generator" else _of_key(op)
         return Work(word_work(generator) * max(1, op.out_itemsizes[-1] // 4))
+    if op.name == "random_gamma":
+        return _gamma_work(op)
     return _hash(_of_key(op))[0] if op.name in _KEYS else None
+
+
+def _gamma_work(op: Op) -> Work:
+    """Rejection sampling, two trials an element: three words and an inverse error function, two logarithms, more."""
+    trial = Work(3 * word_work(_of_key(op)) + 10, 0, 2) + WORK["erf_inv"]
+    boost = Work(word_work(_of_key(op)) + 3, 1, 2)  # for alpha below 1: a power of a uniform number; a root
+    return trial.times(_TRIALS) + boost
 
 
 @rule(*COUNTERS)
@@ -83,9 +93,7 @@ def key_view_rule(op: Op, where: Where) -> Lowered:
 
 @rule("random_gamma")
 def random_gamma_rule(op: Op, where: Where) -> Lowered:
-    """Rejection sampling, two trials an element: three words and an inverse error function, two logarithms, more."""
+    """Every PE draws its own elements."""
     alpha, shape = op.ins[1], op.out_shapes[0]
     at = default_layout(shape, where) if alpha.layout is None else alpha.layout
-    trial = Work(3 * word_work(_of_key(op)) + 10, 0, 2) + WORK["erf_inv"]
-    boost = Work(word_work(_of_key(op)) + 3, 1, 2)  # for alpha below 1: a power of a uniform number; a root
-    return Lowered((whole(op.ins[0].rank), at), (at,), worked(trial.times(_TRIALS) + boost, at, shape, 4, where))
+    return Lowered((whole(op.ins[0].rank), at), (at,), worked(_gamma_work(op), at, shape, 4, where))
