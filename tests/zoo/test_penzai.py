@@ -90,7 +90,6 @@ def test_decode(pz, llama, order):
         assert telemetry.cycles > 0
 
 
-@pytest.mark.xfail(strict=True, reason="a label with slashes is no path yet, and a stack is stored beside its rows")
 def test_layers_are_stages_and_weights_stored_once(pz, llama):
     unbound, parameters = pz.unbind_params(llama, freeze=True)
     parameters = {p.label: p for p in parameters}
