@@ -53,6 +53,7 @@ class Audio(nnx.Module):
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, SIDE, SIDE, 3)), jnp.float32)
 
 
+@pytest.mark.slow
 def test_linen(equal, variables):
     equal(LinenConvNet(), variables(LinenConvNet(), IMAGES), IMAGES)
 

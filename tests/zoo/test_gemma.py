@@ -109,6 +109,7 @@ POSITIONS = jnp.arange(TIME)[None] + 3
 MASK = jnp.tril(jnp.ones((1, TIME, TIME), bool))
 
 
+@pytest.mark.slow
 def test_linen(equal, variables):
     model = LinenGemma()
     equal(model, variables(model, TOKENS, POSITIONS, MASK), TOKENS, POSITIONS, MASK)

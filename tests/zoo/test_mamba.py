@@ -30,7 +30,9 @@ def at_once(decay, drive, c):
     return jnp.einsum("tdn,tn->td", jax.lax.associative_scan(join, (decay, drive))[1], c)
 
 
-SCANS = pytest.mark.parametrize("scan", [in_steps, at_once], ids=lambda f: f.__name__)
+SCANS = pytest.mark.parametrize(
+    "scan", [in_steps, pytest.param(at_once, marks=pytest.mark.slow)], ids=lambda f: f.__name__
+)
 
 
 def shifted(x, kernel):

@@ -54,7 +54,8 @@ def ragged(x, router, gate, up, down):
     return (back[jnp.argsort(order)].reshape(-1, TOP, WIDTH) * weights[..., None]).sum(1)
 
 
-KINDS = pytest.mark.parametrize("kind", [dense, masked, ragged], ids=lambda f: f.__name__)
+MASKED = pytest.param(masked, marks=pytest.mark.slow)
+KINDS = pytest.mark.parametrize("kind", [dense, MASKED, ragged], ids=lambda f: f.__name__)
 
 
 class LinenMoE(nn.Module):

@@ -98,9 +98,15 @@ ENDS = [jnp.asarray(np.random.default_rng(i).integers(0, NODES, EDGES)) for i in
     [
         (attention_over_edges, (normal(WIDTH, WIDTH), normal(2 * WIDTH, 1), normal(NODES, WIDTH), *ENDS)),
         (time_mixing, (MIXING, normal(6, WIDTH))),
-        (quantized, (weights(encode=(12, WIDTH), book=(10, WIDTH), decode=(WIDTH, 12)), normal(5, 12))),
+        pytest.param(
+            quantized,
+            (weights(encode=(12, WIDTH), book=(10, WIDTH), decode=(WIDTH, 12)), normal(5, 12)),
+            marks=pytest.mark.slow,
+        ),
         (shifted_windows, (weights(qkv=(WIDTH, 3 * WIDTH), out=(WIDTH, WIDTH)), normal(4, 4, WIDTH))),
-        (residual_of_an_equation, (weights(a=(2, 8), b=(8, 8), c=(8, 1)), normal(6, 2))),
+        pytest.param(
+            residual_of_an_equation, (weights(a=(2, 8), b=(8, 8), c=(8, 1)), normal(6, 2)), marks=pytest.mark.slow
+        ),
         (
             long_convolution,
             (

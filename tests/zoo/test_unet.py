@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 SIDE, WIDTH = 4, 8
-WAYS = pytest.mark.parametrize("way", [pytest.param("nearest", marks=pytest.mark.slow), "bilinear", "transposed"])
+NEAREST, TRANSPOSED = (pytest.param(way, marks=pytest.mark.slow) for way in ("nearest", "transposed"))
+WAYS = pytest.mark.parametrize("way", [NEAREST, "bilinear", TRANSPOSED])
 
 
 def time_embedding(steps):

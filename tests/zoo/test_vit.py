@@ -75,7 +75,7 @@ class ViT(nnx.Module):
 
 
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, SIDE, SIDE, 3)), jnp.float32)
-BOTH = pytest.mark.parametrize("conv", [False, True], ids=["reshape", "conv"])
+BOTH = pytest.mark.parametrize("conv", [pytest.param(False, marks=pytest.mark.slow), True], ids=["reshape", "conv"])
 
 
 @pytest.mark.slow
