@@ -265,5 +265,5 @@ def einsum(t: Tape) -> Value:
     return t.put(x, a, b, bound=count * a.bound * b.bound, gains=(count * b.bound, count * a.bound), rounds=count)
 
 
-FAMILIES = [unary, unary, binary, binary, product, product, einsum, reduction, normalized, convert]
+FAMILIES = [unary, product, unary, binary, binary, product, product, einsum, reduction, normalized, convert]
 ROUGH = [jump, integer, boolean, compare]

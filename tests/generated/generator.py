@@ -43,16 +43,12 @@ class Program:
 def grow(tape: Tape, count: int) -> None:
     """Draw `count` ops onto a tape; one for which the tape has nothing is left out."""
     for _ in range(count):
-        kind = tape.draw.number(1, 24)
+        kind = tape.draw.number(1, 30)
         families = grids.FAMILIES if tape.store.grids and not tape.smooth else OPS
-        if not tape.smooth and kind > 16:
-            families = ROUGH
-        if kind > 20 and tape.depth < nesting.DEPTH:
+        if kind > 24 and tape.depth < nesting.DEPTH:
             families = nesting.FAMILIES
-        elif kind == 18 and not tape.smooth:
-            families = complexes.FAMILIES
-        elif 18 < kind < 21 and not tape.smooth:
-            families = movement.RARE
+        elif kind > 16 and not tape.smooth:
+            families = movement.RARE if kind in (21, 22) else complexes.FAMILIES if kind in (23, 24) else ROUGH
         op = tape.draw.choice(families)
         length = len(tape.values)
         try:

@@ -166,7 +166,7 @@ def _round_error(out: Value, starts: np.ndarray, steps: int, base: int) -> tuple
 
 def loop(t: Tape, grow: Grow) -> Value:
     """scan over values or stacked weights, fori_loop, and while_loop with a count from the data."""
-    kind = t.draw.choice(["scan", "scan", "layers", "fori", "while"])
+    kind = t.draw.choice(["scan", "scan", "layers", "fori", "while", "while"])
     if t.smooth and kind == "while":
         raise Skip
     kinds = FLOATS if t.smooth or kind == "layers" else (*FLOATS, *INTS, "bool")
@@ -214,8 +214,9 @@ def loop(t: Tape, grow: Grow) -> Value:
     elif kind == "fori":
         final, rows = lax.fori_loop(0, steps, lambda i, c: sub.fn(c, i, *rest, *sub.made)[0], start.x), []
     else:
-        count = t.pick(("int32",), lambda v: v.size > 0)
-        times, steps = jnp.abs(count.x.reshape(-1)[0]) % 5, 4
+        count = t.pick(("int32", *FLOATS), lambda v: v.size > 0)
+        times, steps = jnp.abs(count.x.reshape(-1)[0]).astype("int32") % 5, 4
+        count = replace(count, loose=count.loose or bool(count.error.any()))
         final, _ = lax.while_loop(
             lambda s: s[1] < times,
             lambda s: (sub.fn(s[0], s[1], *rest, *sub.made)[0], s[1] + 1),
@@ -240,8 +241,10 @@ def branch(t: Tape, grow: Grow) -> Value:
         raise Skip
     inputs = _several(t)
     xs = [v.x for v in inputs]
-    which = t.pick(("bool", "int32"), lambda v: v.size > 0)
+    which = t.pick(("bool", "int32", *FLOATS), lambda v: v.size > 0)
     index = which.x.reshape(-1)[0]
+    if which.floats:
+        index, which = index > 0, replace(which, x=which.x > 0, loose=which.loose or bool(which.error.any()))
     count = 2 if which.dtype == "bool" else t.draw.number(2, 3)
     subs = [draw_sub(t, grow, inputs, xs, lambda tape: [_like(tape.values[-1], tape.values[0])]) for _ in range(count)]
     made = [c for s in subs for c in s.made]
@@ -262,4 +265,4 @@ def branch(t: Tape, grow: Grow) -> Value:
     return t._keep(Value(x, max(o.bound for o in outs), error, whole, loose), True)
 
 
-FAMILIES = [call, call, vmapped, gradient, loop, loop, loop, branch]
+FAMILIES = [call, loop, branch, call, vmapped, gradient, loop, loop, branch]

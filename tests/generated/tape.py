@@ -104,7 +104,9 @@ class Store:
         self.arrays: list[tuple[jax.Array, bool]] = []  # with whether it is a constant
 
     def add(self, array: np.ndarray, constant: bool) -> jax.Array:
-        self.arrays.append((jnp.asarray(array), constant or self.grids))
+        with jax.ensure_compile_time_eval():  # an array of its own, by which it is known among the constants of a trace
+            made = jnp.asarray(array)
+        self.arrays.append((made, constant or self.grids))
         return self.arrays[-1][0]
 
 
