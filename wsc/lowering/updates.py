@@ -47,11 +47,10 @@ def updated_weights(normal: Normal, updates: dict[int, int], weights: frozenset[
     todo: list[Any] = [jaxpr.outvars[o] for o in updates]
     while todo:
         at: Any = todo.pop()
-        eqn = None if isinstance(at, Literal) else makers.get(at)
+        eqn: Any = None if isinstance(at, Literal) else makers.get(at)
         if eqn is not None and id(eqn) not in inside and eqn.primitive.name in IN_PLACE:
             inside.add(id(eqn))
-            like: list[Any] = eqn.invars
-            todo += [a for a in like if a.aval.shape == at.aval.shape]
+            todo += [a for a in eqn.invars if a.aval.shape == at.aval.shape]
     read = {a for e in jaxpr.eqns if id(e) not in inside for a in e.invars if not isinstance(a, Literal)}
     old = set(updates.values())
     kept = {i for i in old if jaxpr.invars[i] in read and is_array(jaxpr.invars[i])}
