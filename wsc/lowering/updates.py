@@ -42,12 +42,12 @@ def updated_weights(normal: Normal, updates: dict[int, int], weights: frozenset[
     """The arguments that are weights, given those that look like it: of those that are updated, the ones that are read
     for more than the updates. The others are state, such as the moments of a gradient."""
     jaxpr = normal.jaxpr
-    makers = {v: e for e in jaxpr.eqns for v in e.outvars}
+    makers: dict[Any, Any] = {v: e for e in jaxpr.eqns for v in e.outvars}
     inside: set[int] = set()  # equations of updates
     todo: list[Any] = [jaxpr.outvars[o] for o in updates]
     while todo:
         at: Any = todo.pop()
-        eqn: Any = None if isinstance(at, Literal) else makers.get(at)
+        eqn = None if isinstance(at, Literal) else makers.get(at)
         if eqn is not None and id(eqn) not in inside and eqn.primitive.name in IN_PLACE:
             inside.add(id(eqn))
             todo += [a for a in eqn.invars if a.aval.shape == at.aval.shape]
@@ -96,7 +96,7 @@ def homes(normal: Normal, updates: dict[int, int], weights: frozenset[int]) -> d
     """State that belongs to a weight, such as the moments of its gradient: variable -> weight. Either is updated with
     the other, element by element."""
     jaxpr, found = normal.jaxpr, {}
-    makers = {v: e for e in jaxpr.eqns for v in e.outvars}
+    makers: dict[Any, Any] = {v: e for e in jaxpr.eqns for v in e.outvars}
     position = {v: i for i, v in enumerate(jaxpr.invars)}
     for out, old in updates.items():
         if jaxpr.outvars[out] is jaxpr.invars[old] or jaxpr.invars[old].aval.shape == ():
