@@ -2,7 +2,7 @@
 training step. They take the place of the old ones, on the same PEs; nothing of them goes to the host."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -50,7 +50,7 @@ def updated_weights(normal: Normal, updates: dict[int, int], weights: frozenset[
         eqn = None if isinstance(at, Literal) else makers.get(at)
         if eqn is not None and id(eqn) not in inside and eqn.primitive.name in IN_PLACE:
             inside.add(id(eqn))
-            todo += [a for a in eqn.invars if a.aval.shape == at.aval.shape]
+            todo += [a for a in cast(list, eqn.invars) if a.aval.shape == at.aval.shape]
     read = {a for e in jaxpr.eqns if id(e) not in inside for a in e.invars if not isinstance(a, Literal)}
     old = set(updates.values())
     kept = {i for i in old if jaxpr.invars[i] in read and is_array(jaxpr.invars[i])}
