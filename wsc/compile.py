@@ -150,11 +150,11 @@ class _Plan:
 def _plan(entry: Entry, strategy: Strategy, leader: Planned | None = None) -> _Plan:
     """The passes before placement. The weights lie as the `leader` lays them."""
     traced = _trace(entry)
-    written = normalize(traced, weight_leaves(entry))
+    closed = closed_over(entry.fn)
+    written = normalize(traced, weight_leaves(entry), closed.keys())
     updates = find_updates(traced, written, entry.in_place)
     weights = updated_weights(written, updates, weight_leaves(entry))
     normal = rewrite(written, weights) if strategy.compiled else written
-    closed = closed_over(entry.fn) if normal.given else {}
     roles = find_roles(normal, traced.arg_names, weights, updates, homes(written, updates, weights), closed)
     return _Plan(traced, written, normal, Planned(plan_stages(normal, roles), roles, strategy, leader))
 

@@ -74,7 +74,6 @@ def test_decode(model, order):
     assert found.state_bytes >= 2 * LAYERS * CONTEXT * KV_HEADS * 4 * 4
 
 
-@pytest.mark.xfail(strict=True, reason="what a function closes over takes no SRAM yet")
 def test_called_with_its_own_weights(equal, model):
     """The model object itself: its weights are not among the arguments, and are stored all the same."""
     exe = equal(lambda ids: model(ids).logits, IDS)

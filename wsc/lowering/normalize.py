@@ -8,7 +8,7 @@ Source lines and name stacks survive.
 
 import itertools
 from collections import ChainMap
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from wsc.program import COUNTED
 
 MAX_FOLD = 1 << 16  # elements of a constant computed at compile time; larger ones stay equations
 
-GIVEN = 256  # elements from which on an array that a function closes over is a weight
+GIVEN = 256  # elements from which on an array that was traced as a constant is a weight
 _IDENTITIES = {*IDENTITIES, "device_put", "optimization_barrier"}
 _INDEXING = {"dynamic_slice", "gather"}
 
@@ -41,10 +41,13 @@ class Normal:
     given: frozenset = frozenset()
 
 
-def normalize(traced: Traced, weight_leaves: frozenset[int] = frozenset()) -> Normal:
+def normalize(
+    traced: Traced, weight_leaves: frozenset[int] = frozenset(), closed: Container[int] = frozenset()
+) -> Normal:
     """The same function, flat. Its invars are those of the trace, in order, used or not; those in `weight_leaves` are
-    weights."""
+    weights. `closed` has the ids of arrays that the user's function closes over."""
     builder = Builder()
+    builder.closed = closed
     invars = [jaxapi.new_var(v.aval) for v in traced.jaxpr.invars]
     builder.stored |= {v for i, v in enumerate(invars) if i in weight_leaves}
     outs = builder.inline(traced.jaxpr, traced.consts, invars, None)
@@ -81,6 +84,7 @@ class Builder:
         self.seen: Any = ChainMap({}, inside.seen) if inside else {}  # (what it does, operands) -> results
         self.arrays: dict = inside.arrays if inside else {}  # id of a value -> its constvar
         self.given: set = inside.given if inside else set()  # constvars that the user's function closes over
+        self.closed: Container[int] = inside.closed if inside else frozenset()  # ids of what it does
         self.kinds: dict = inside.kinds if inside else {}  # what an equation does -> its number
         self.whats: dict = inside.whats if inside else {}  # id of parameters -> (them, that number)
         self.stored: set = inside.stored if inside else set()  # weights, and renames of them
@@ -142,7 +146,8 @@ class Builder:
             else:
                 value.atom = self.arrays.setdefault(id(value.value), jaxapi.new_var(aval))
                 self.consts[value.atom] = value.value
-                if value.given and jax.numpy.issubdtype(aval.dtype, np.inexact) and aval.size >= GIVEN:
+                known = id(value.value) in self.closed or (value.given and aval.size >= GIVEN)
+                if known and jax.numpy.issubdtype(aval.dtype, np.inexact):
                     self.given.add(value.atom)
         return value.atom
 
