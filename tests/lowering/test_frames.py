@@ -20,3 +20,11 @@ def test_a_table_made_by_a_small_program_fits():
     count = lambda x: (x[:1, :1] < lax.broadcasted_iota(jnp.float32, (600, 120), 1)).sum()  # noqa: E731
     exe = run_everywhere(count, normal(8, 16), wafer=small(usable=6000))
     assert most_parts(exe.program) > 64
+
+
+def test_slices_with_starts_of_numpy_come_from_neighbours():
+    """Reflections are slices whose starts are numbers of numpy, not of Python."""
+    reflect = lambda x: jnp.pad(x, ((2, 1), (0, 2)), mode="reflect")[1:-2, 2:] + x  # noqa: E731
+    run_everywhere(reflect, normal(9, 8), wafer=small(4, 5, 16384))
+    thirds = lambda x: sum(jnp.split(x, 3, axis=0))  # noqa: E731
+    run_everywhere(thirds, normal(9, 8), wafer=small(4, 5, 16384))

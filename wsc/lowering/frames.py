@@ -70,7 +70,7 @@ def cut_out(at: Layout, shape: tuple[int, ...], start: tuple[int, ...], size: tu
     margins = []
     for d, (n, s, k) in enumerate(zip(shape, start, size, strict=True)):
         before, after = at.margin(d)
-        margins.append((before + s, after + n - s - k))
+        margins.append((int(before + s), int(after + n - s - k)))
     return at.with_margins(margins)
 
 
