@@ -95,6 +95,11 @@ def test_view_of_an_empty_weight_that_is_wanted_in_parts():
     assert pull("reshape", {}, [(0, 12)], (0, 3, 4), Layout((1, 3, 1), (1, 1, 4))) == [whole(2)]
 
 
+def test_view_of_a_weight_that_both_axes_cut():
+    """36 elements over 12 x 3 PEs, one each: what one axis has cut of a row or column, the other cannot cut again."""
+    assert pull("reshape", {}, [(3, 12)], (36,), Layout((12,), (3,))) == [Layout((3, 4), (1, 3))]
+
+
 @pytest.mark.parametrize("kind", ["reduce_sum", "reduce_max", "reduce_min", "reduce_prod"])
 def test_reductions_of_a_cut_dimension_go_between_pes(kind):
     at = lay((3, 12), "y", [1], 6)

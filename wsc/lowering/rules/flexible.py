@@ -70,6 +70,7 @@ def _pull_reshape(shape, out_shape, at: Layout) -> Layout:
             if total > 1:  # no smaller a tile than the one wanted, rounded up as it is
                 tile = math.prod(at.local(out_shape)[d] for d in new)
                 total = min(total, -(-math.prod(out_shape[d] for d in new) // tile))
-            for d, p in zip(old, nest(tuple(shape[d] for d in old), total), strict=True):
+            left = tuple(-(-shape[d] // parts["y"][d]) for d in old)  # what the other axis has not cut
+            for d, p in zip(old, nest(left, total), strict=True):
                 parts[axis][d] = p
     return Layout(tuple(parts["y"]), tuple(parts["x"]))
