@@ -82,3 +82,11 @@ def test_programs_use_what_they_are_given(usable):
     program = wsc.compile(lambda w, x: x @ w, w, x, wafer=small(24, 24, usable), weight_argnums=0).program
     assert_within_sram(program)
     assert program.stages[0].region.pes >= 64 * 96 * 4 / usable
+
+
+def test_an_array_without_elements_has_no_address():
+    weights, x = {"none": jnp.zeros((1, 0)), "some": normal(12, 8)}, normal(2, 12)
+    fn = lambda w, x: (x @ w["some"], x[:, :0] + w["none"])  # noqa: E731
+    program = wsc.compile(fn, weights, x, wafer=small(), weight_argnums=0).program
+    assert_within_sram(program)
+    assert [a.name for s in program.stages for a in s.memory if a.kind == "weight"] == ["w['some']"]

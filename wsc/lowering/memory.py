@@ -127,7 +127,8 @@ def memory_map(
     def add(kind: str, name: str, stored: Stored) -> None:
         nonlocal at
         nbytes = stored.tile_bytes(tiled.wafer)
-        found.append(Allocation(kind, name, at, nbytes))
+        if nbytes:  # an array without elements is nowhere
+            found.append(Allocation(kind, name, at, nbytes))
         at += nbytes
 
     for stored in tiled.weights:
