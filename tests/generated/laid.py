@@ -14,22 +14,28 @@ FABRIC = (steps.Shift, steps.Multicast, steps.Reduce, steps.AllReduce, steps.Rou
 def assert_laid(program: wsc.Program) -> None:
     """Raises AssertionError where a value would have to be somewhere that it is not, loops included."""
     for stage in program.stages:
-        _ops(stage.ops, stage.region.grid, {}, set())
+        _ops(stage.ops, stage.region.grid, {}, set(), {})
 
 
-def _ops(ops, grid: Grid, at: dict, come: set) -> None:
-    at, come = dict(at), set(come)
+def _ops(ops, grid: Grid, at: dict, come: set, base: dict) -> None:
+    """`at`: how values lie; `come`: (value, layout) that were brought, and arrays of which something was; `base`: the
+    array that a slice was cut out of, whose halo is that of all its slices."""
+    at, come, base = dict(at), set(come), dict(base)
     for op in ops:
         moves = any(isinstance(s, FABRIC) for s in op.steps)
         for a, want in zip(op.eqn.invars, op.ins, strict=True):
             if type(a).__name__ == "Literal" or a not in at or want is None or op.control:
                 continue
             if lacks(at[a], want, a.aval.shape, grid) and (a, want) not in come:
-                assert moves, f"{op.name} wants {a.aval.str_short()} as {want}, but it lies as {at[a]}: {op}"
-                come.add((a, want))
+                halo = bool(at[a].margins or want.margins) and base.get(a, a) in come
+                told = f"{op.name} wants {a.aval.str_short()} as {want}, but it lies as {at[a]}: {op}"
+                assert moves or halo, told
+                come |= {(a, want), base.get(a, a)}
         for body, inner in zip(op.bodies, loop_of(op.eqn).bodies if op.bodies else (), strict=True):
-            _ops(body.ops, grid, {v: x for v, x in at.items() if not moves}, come)
+            _ops(body.ops, grid, {v: x for v, x in at.items() if not moves}, come, base)
             _ends(op, body, inner, grid)
+        if op.name in ("slice", "split"):
+            base.update((v, base.get(op.eqn.invars[0], op.eqn.invars[0])) for v in op.eqn.outvars)
         if not op.control and not op.weights:
             at.update((v, x) for v, x in zip(op.eqn.outvars, op.outs, strict=True) if x is not None)
 
