@@ -57,7 +57,7 @@ def draw_sub(t: Tape, grow: Grow, inputs: Sequence[Value], xs: Sequence, finish=
 
 def _like(v: Value, like: Value) -> Value:
     """`v` itself if it is of the shape and dtype of `like`; otherwise `like` with the mean or any of `v` in it."""
-    if v.dtype == COMPLEX != like.dtype:
+    if v.dtype == COMPLEX and (v.shape, v.dtype) != (like.shape, like.dtype):
         v = replace(v, x=jnp.real(v.x))
     if (v.shape, v.dtype) == (like.shape, like.dtype) or v.size == 0:
         return v if v.shape == like.shape and v.dtype == like.dtype else like

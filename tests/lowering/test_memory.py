@@ -89,4 +89,4 @@ def test_an_array_without_elements_has_no_address():
     fn = lambda w, x: (x @ w["some"], x[:, :0] + w["none"])  # noqa: E731
     program = wsc.compile(fn, weights, x, wafer=small(), weight_argnums=0).program
     assert_within_sram(program)
-    assert [a.name for s in program.stages for a in s.memory if a.kind == "weight"] == ["w['some']"]
+    assert [a.name for s in program.stages for a in s.memory if a.kind == "weight"] == ["w.some"]
