@@ -28,7 +28,8 @@ def drawn(t: Tape, grow: Callable) -> tuple[Callable, tuple, list[tuple[float, f
         params.append(t.made(shape, "float32"))
 
     def finish(tape: Tape) -> list[Value]:
-        values = [tape.values[-1], *tape.values[: len(params)]]
+        last = next(v for v in reversed(tape.values) if v.size > 0)
+        values = [last, *tape.values[: len(params)]]
         heads = [tape.put(jnp.mean(jnp.sin(v.x.astype(jnp.float32))), v, bound=1, rounds=v.size + 8, whole=False)
                  for v in values]  # fmt: skip
         total = heads[0]

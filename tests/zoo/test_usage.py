@@ -202,7 +202,7 @@ def test_what_is_closed_over_must_fit():
 
 @pytest.mark.parametrize("handed", ["method", "partial", "lambda"])
 def test_a_module_in_other_hands(equal, filled, handed):
-    """A method of a module, a partial of it, and a function around it: its kernels are stored as its own. Its biases are
+    """A method of a module, a partial of it, a function around it: its kernels are stored as its own. Its biases are
     reshaped before they are traced, and are constants then."""
     model = filled(Layer)
     ways = {"method": model.__call__, "partial": functools.partial(model), "lambda": lambda x: model(x)}
