@@ -114,7 +114,7 @@ class Executable:
             objects = (*self._objects, *args)
             self._in_place.write_back(objects, leaves, outputs)
             outputs, self._bound = outputs[: self._in_place.count], tuple(jax.tree.leaves(self._objects))
-        telemetry = Telemetry(self.program, tuple(map(int, counts))) if counts else self.telemetry
+        telemetry = Telemetry(self.program, tuple(map(int, jax.device_get(counts)))) if counts else self.telemetry
         return jax.tree.unflatten(self.out_tree, outputs), telemetry
 
     def seconds_on(self, wafer: Wafer) -> Any:
@@ -208,14 +208,18 @@ class Executable:
                 )
         return self._bound
 
+    @cached_property
+    def _given(self) -> Any:
+        """The structure of a call's own arguments."""
+        if not self._bound:
+            return self.in_tree
+        return jax.tree.structure(jax.tree.unflatten(self.in_tree, [0] * len(self._avals))[1:])
+
     def _check(self, args: tuple) -> list:
         """The leaves of a call's arguments, each as it was compiled for."""
         leaves, tree = jax.tree.flatten(args)
         names, avals = self._names[len(self._bound) :], self._avals[len(self._bound) :]
-        if self._bound:
-            expected = jax.tree.structure(jax.tree.unflatten(self.in_tree, [0] * len(self._avals))[1:])
-        else:
-            expected = self.in_tree
+        expected = self._given
         want = len(expected.children()) if expected.num_nodes else 0
         if len(args) != want:
             raise ArgumentError(
@@ -227,7 +231,9 @@ class Executable:
             if isinstance(leaf, jax.ShapeDtypeStruct):
                 raise ArgumentError(f"argument '{name}' is only a shape: call the program with an array")
             try:
-                shape, dtype = jax.numpy.shape(leaf), jax.numpy.result_type(leaf)
+                of_jax = isinstance(leaf, jax.Array)  # whose shape and dtype need no search
+                shape = leaf.shape if of_jax else jax.numpy.shape(leaf)
+                dtype = leaf.dtype if of_jax else jax.numpy.result_type(leaf)
             except TypeError as error:
                 raise ArgumentError(f"argument '{name}' is a {type(leaf).__name__}, not an array: {error}") from error
             if shape != aval.shape or dtype != aval.dtype:
