@@ -1,14 +1,14 @@
 """Programs of every kind on this computer: plain `jax.jit`, and calls of the executables of both orders, telemetry
 included, one after another in every round, so that noise of the machine hits all alike.
 
-`pytest benchmarks/test_models.py --benchmark-only -s` prints a row a program and, at the end, those beyond their bars.
+`pytest benchmarks/test_models.py --benchmark-only -s` prints a row a program, and what is beyond its bar.
 """
 
 import copy
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import pytest
@@ -55,18 +55,13 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 @pytest.fixture(scope="module")
-def rows() -> Iterator[list[str]]:
-    """The table, printed at the end."""
-    found: list[str] = []
-    yield found
-    load = " ".join(f"{n:.2f}" for n in os.getloadavg())
-    print(f"\n\nms a call, best (and median); load average {load}; {os.cpu_count()} cores")
-    print(f"{'':42s}{'jit':>16s}{'xla':>16s}{'fabric':>16s}{'xla / jit':>15s}{'fabric / jit':>15s}")
-    print("\n".join(found))
+def heading() -> None:
+    print(f"\n\nms a call, best (and median); load average of a minute last; {os.cpu_count()} cores")
+    print(f"{'':42s}{'jit':>16s}{'xla':>16s}{'fabric':>18s}{'xla / jit':>15s}{'fabric / jit':>15s}  load")
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_model(benchmark, rows, name):
+def test_model(benchmark, heading, name):
     # The benchmark's own figure is the fabric order; the others run in the setup of each round.
     case = CASES[name]()
     calls = {"jit": plain(case)} | {order: placed(case, order) for order in BARS}
@@ -86,5 +81,6 @@ def test_model(benchmark, rows, name):
     figures = [f"{best[n] * 1e3:7.2f} ({median[n] * 1e3:6.2f})" for n in calls]
     beyond = [f" {order} beyond {bar}" for order, bar in BARS.items() if ratios[order][0] > bar]
     figures += [f"{r:6.2f} ({m:5.2f})" for r, m in ratios.values()]
-    rows.append("".join((f"{name:42s}", *(f"{f:>15s} " for f in figures), *beyond)))
+    load = f"{os.getloadavg()[0]:6.2f}"
+    print("".join((f"{name:42s}", *(f"{f:>15s} " for f in figures), load, *beyond)), flush=True)
     benchmark.extra_info.update({"load_average": os.getloadavg(), "ratios": ratios, "rounds": rounds})
