@@ -17,24 +17,28 @@ RENAMES = {"transpose", "reshape", "squeeze", "expand_dims"}
 
 def find_updates(traced: Traced, normal: Normal, in_place: bool = False) -> dict[int, int]:
     """Positions of results -> of the arguments that they are new values of: a tree of results is like that of an
-    argument, and each leaf of it is computed from the argument's element by element. Bare arrays are no trees. Of a
-    function that works `in_place`, the second result has them by number."""
+    argument, and each leaf of it is computed from the argument's element by element, or is such a new value in another
+    precision. Bare arrays are no trees. Of a function that works `in_place`, the second result has them by number."""
     found: dict[int, int] = {}
-    makers = {v: e for e in normal.jaxpr.eqns for v in e.outvars}
-    outputs = jax.tree.unflatten(traced.out_tree, range(len(normal.jaxpr.outvars)))
+    jaxpr = normal.jaxpr
+    makers = {v: e for e in jaxpr.eqns for v in e.outvars}
+    outputs = jax.tree.unflatten(traced.out_tree, range(len(jaxpr.outvars)))
     if in_place:
         outputs, changed = outputs
         found = {out: i for i, out in changed.items()}
-    for argument in jax.tree.unflatten(traced.in_tree, range(len(traced.args))):
-        leaves, tree = jax.tree.flatten(argument)
-        if tree.num_leaves == 0 or jax.tree_util.treedef_is_leaf(tree):
-            continue
-        for node in _alike(outputs, tree):
-            pairs = [(o, i) for o, i in zip(jax.tree.leaves(node), leaves, strict=True) if o not in found]
-            pairs = [(o, i) for o, i in pairs if _updates(normal, makers, o, i)]
-            if any(normal.jaxpr.outvars[o].aval.shape for o, _ in pairs):
-                found.update(pairs)
-                break
+    arguments = [jax.tree.flatten(a) for a in jax.tree.unflatten(traced.in_tree, range(len(traced.args)))]
+    trees = [(leaves, t) for leaves, t in arguments if t.num_leaves and not jax.tree_util.treedef_is_leaf(t)]
+    for told in (_updates, _copies):
+        for leaves, tree in trees:
+            if any(i in found.values() for i in leaves) and told is _copies:
+                continue
+            fresh = {jaxpr.outvars[o] for o in found if not isinstance(jaxpr.outvars[o], Literal)}
+            for node in _alike(outputs, tree):
+                pairs = [(o, i) for o, i in zip(jax.tree.leaves(node), leaves, strict=True) if o not in found]
+                pairs = [(o, i) for o, i in pairs if told(jaxpr.outvars[o], jaxpr.invars[i], makers, fresh)]
+                if any(jaxpr.outvars[o].aval.shape for o, _ in pairs):
+                    found.update(pairs)
+                    break
     return found
 
 
@@ -68,12 +72,21 @@ def _alike(outputs: Any, tree: Any) -> list:
     return [n for n in nodes if jax.tree.structure(n) == tree]
 
 
-def _updates(normal: Normal, makers: dict, out: int, argument: int) -> bool:
-    new, old = normal.jaxpr.outvars[out], normal.jaxpr.invars[argument]
-    if new is old:
-        return True
-    same = new.aval.shape == old.aval.shape and new.aval.dtype == old.aval.dtype
-    return same and (new.aval.shape == () or old in behind(new, makers))
+def _updates(new: Any, old: Any, makers: dict, fresh: set) -> bool:
+    """It is the argument itself, or computed from it element by element."""
+    return new is old or (_like(new, old) and (new.aval.shape == () or old in behind(new, makers)))
+
+
+def _copies(new: Any, old: Any, makers: dict, fresh: set) -> bool:
+    """It is a new value that was found, in another precision: weights in 16 bits, of which the optimizer keeps those in
+    32 bits."""
+    eqn = None if isinstance(new, Literal) else makers.get(new)
+    converted = eqn is not None and eqn.primitive.name == "convert_element_type" and eqn.invars[0] in fresh
+    return converted and _like(new, old)
+
+
+def _like(new: Any, old: Any) -> bool:
+    return new.aval.shape == old.aval.shape and new.aval.dtype == old.aval.dtype
 
 
 def behind(v: Any, makers: dict) -> set:
