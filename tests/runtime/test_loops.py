@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, assert_within_sram, normal, small
+from helpers import assert_close, assert_within_sram, normal, run_everywhere, small
 from jax import lax
 
 import wsc
@@ -145,3 +145,14 @@ def test_loop_results_agree_with_a_python_loop():
         expected, n = expected @ np.asarray(W, np.float64) / 2, n + 1
     assert int(trips) == n
     np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_state_that_no_trip_looks_at(dtype):
+    """It is carried, but every trip leaves the argument itself."""
+    s, x = normal(24).astype(dtype), normal(24, seed=1)
+    scanned = lambda s, x: (lax.scan(lambda c, _: (s, None), s, length=2)[0], jnp.sin(x))  # noqa: E731
+    run_everywhere(scanned, s, x, wafer=small(5, 4, 16384))
+    again = lambda c, x: c[1] < x[0]  # noqa: E731
+    waited = lambda s, x: lax.while_loop(lambda c: again(c, x), lambda c: (s, c[1] + 1), (s, 0.0))[0]  # noqa: E731
+    run_everywhere(lambda s, x: (waited(s, x), jnp.sin(x)), s, x, wafer=small(5, 4, 16384))

@@ -117,6 +117,11 @@ def _lay_ends(tiler: "Tiler", eqn: Any, found: TiledLoop) -> None:
         laid = [tiler.at[a] for a in results if not isinstance(a, Literal) and a in tiler.at]
         if i < loop.carried:
             inside = tiler.at.get(_own(loop)[i])
+            if inside is None and tiler.roles.of(_own(loop)[i]) == "state":  # no trip looks at it
+                inside = tiler.at[_own(loop)[i]] = default_layout(shape, tiler.where)
+            first = loops.operands_of(eqn)[i]
+            if inside is not None and not isinstance(first, Literal) and tiler.roles.of(first) == "state":
+                tiler.at.setdefault(first, inside)
             found.starts[i] = found.starts[i] or inside
             found.ends.append(laid[0] if laid else None)
             control = tiler.roles.of(_own(loop)[i]) == "control"
@@ -133,7 +138,7 @@ def _lay_ends(tiler: "Tiler", eqn: Any, found: TiledLoop) -> None:
             if isinstance(a, Literal) or tiler.roles.flexible(a):
                 if not isinstance(a, Literal):
                     tiler.wanted.setdefault(a, {})[wanted[i]] = None
-            elif tiler.at[a] != wanted[i]:
+            elif tiler.at.setdefault(a, wanted[i]) != wanted[i]:  # state that nothing has looked at lies so
                 tail += relayout(shape, itemsize, tiler.at[a], wanted[i], tiler.where.grid, tiler.where.wafer)
             if i >= loop.carried and 0 not in shape:  # kept for good, or given out
                 tail.append(vector(wanted[i], shape, itemsize, tiler.where, flops=0))
