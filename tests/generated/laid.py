@@ -27,10 +27,10 @@ def _ops(ops, grid: Grid, at: dict, come: set, base: dict) -> None:
             if type(a).__name__ == "Literal" or a not in at or want is None or op.control:
                 continue
             if lacks(at[a], want, a.aval.shape, grid) and (a, want) not in come:
-                halo = bool(at[a].margins or want.margins) and base.get(a, a) in come
+                halo = bool(at[a].margins or want.margins) and (base.get(a, a), _large(a, base)) in come
                 told = f"{op.name} wants {a.aval.str_short()} as {want}, but it lies as {at[a]}: {op}"
                 assert moves or halo, told
-                come |= {(a, want), base.get(a, a)}
+                come |= {(a, want), (base.get(a, a), _large(a, base))}
         for body, inner in zip(op.bodies, loop_of(op.eqn).bodies if op.bodies else (), strict=True):
             _ops(body.ops, grid, {v: x for v, x in at.items() if not moves}, come, base)
             _ends(op, body, inner, grid)
@@ -38,6 +38,11 @@ def _ops(ops, grid: Grid, at: dict, come: set, base: dict) -> None:
             base.update((v, base.get(op.eqn.invars[0], op.eqn.invars[0])) for v in op.eqn.outvars)
         if not op.control and not op.weights:
             at.update((v, x) for v, x in zip(op.eqn.outvars, op.outs, strict=True) if x is not None)
+
+
+def _large(a, base: dict) -> bool:
+    """More than half of what it was cut out of: its halo is not that of an edge alone."""
+    return 2 * a.aval.size > base.get(a, a).aval.size
 
 
 def _ends(op, body, inner, grid: Grid) -> None:

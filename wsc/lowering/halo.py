@@ -42,7 +42,8 @@ class Halos:
         if (now.y, now.x, now.folds) != (there.y, there.x, there.folds):
             return [("", s) for s in relayout(shape, itemsize, now, there, where.grid, where.wafer)]
         base = self.base.get(v, v)
-        if 2 * v.aval.size > base.aval.size:  # whole columns: so that any part of them is there for the next slice
+        large = 2 * v.aval.size > base.aval.size
+        if large:  # whole columns: so that any part of them is there for the next slice
             shape = tuple(m if cuts == 1 else n for n, m, cuts in zip(shape, base.aval.shape, _cuts(now), strict=True))
         steps: list[tuple[str, Step]] = []
         for axis in "yx":
@@ -54,8 +55,9 @@ class Halos:
                 signs = tuple((a > b) - (a < b) for (a, _), (b, _) in zip(goes, map(now.margin, range(len(shape)))))
                 # Where the slice is cut out across the axis: what came along the one axis is passed on along the other.
                 across = tuple(now.margin(d) for d, a in enumerate(along) if not a)
+                # An edge alone, as a roll takes it, is not among what the neighbours of a larger slice need.
                 far = 2 * shift.distance > getattr(where.grid, axis)  # round the ends of a line, not a neighbour's
-                found = self._more(base, (axis, signs, across, far), shift, v, there, op)
+                found = self._more(base, (axis, signs, across, far, large), shift, v, there, op)
             steps += [(axis, s) for s in found]
             now = then
         return steps

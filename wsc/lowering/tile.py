@@ -26,7 +26,7 @@ from wsc.lowering.rules import RULES, Op, Operand, Where
 from wsc.lowering.rules.coverage import refusal
 from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR
 from wsc.lowering.rules.flexible import VIEWS, made, pull
-from wsc.lowering.rules.registry import default_layout
+from wsc.lowering.rules.registry import default_layout, vector
 from wsc.lowering.strategy import WSC, Strategy
 from wsc.lowering.tile_loops import TiledLoop, finish_loop, tile_loop
 from wsc.lowering.tiled import Stored, TiledOp, TiledStage, rounded, tile_bytes
@@ -40,6 +40,7 @@ _IN_FRAMES = {  # operations that take arrays as they lie in a frame
     *VECTOR, *DIVIDE, *TRANSCENDENTAL, "integer_pow", "slice", "split", "pad", "concatenate", "dynamic_update_slice",
     "broadcast_in_dim", "expand_dims", "squeeze", "transpose", "reduce_sum", "reduce_max", "reduce_min",
 }  # fmt: skip
+_INTO_NEW = ("pad", "concatenate")  # what comes from neighbours lands in the array that they make
 _KEEP = ("dot_general", "gather", "conv_general_dilated", "ragged_dot_general")  # what decides how a weight lies
 TRAINED = 3  # colors that one collective may take where a stage has those of all of a training step
 
@@ -158,7 +159,12 @@ class Tiler:
         halo: list[tuple[str, Step]] = []  # what comes along an axis of arrays in frames
         for atom, want in zip(eqn.invars, lowered.ins, strict=True):
             if not isinstance(atom, Literal) and want is not None:
-                halo += self.bring(atom, want, keeps=op.name in _KEEP)
+                now = self.at.get(atom, want)
+                came = self.bring(atom, want, keeps=op.name in _KEEP)
+                halo += came
+                if self.halos and op.name in _INTO_NEW and not came and now != want:  # it is here: for another op
+                    shape, itemsize = tuple(atom.aval.shape), _itemsize(atom.aval)
+                    steps.append(vector(want, shape, itemsize, self.where, flops=0))
         steps += together(halo) if self.halos and op.name == "concatenate" else [s for _, s in halo]
         if self.halos and op.name in ("slice", "split"):
             self.halos.see_through(eqn, self.at)
