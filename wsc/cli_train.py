@@ -37,7 +37,7 @@ def train(
     resume: Annotated[bool, typer.Option(help="go on from the newest checkpoint in OUT, bit for bit")] = True,
     wafer: Wafer = "wse3",
     wafers: Wafers = None,
-    order: Order = "fabric",
+    order: Order = "xla",
     as_json: Json = False,
 ) -> None:
     """Train a small byte-level Llama, save it as a folder that wsc run takes, and account for the wafer's work.

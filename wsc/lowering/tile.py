@@ -23,7 +23,7 @@ from wsc.lowering.multiply_add import multiply_adds
 from wsc.lowering.plan import Stage
 from wsc.lowering.roles import Roles
 from wsc.lowering.rules import RULES, Op, Operand, Where
-from wsc.lowering.rules.coverage import refusal
+from wsc.lowering.rules.coverage import no_rule
 from wsc.lowering.rules.elementwise import DIVIDE, TRANSCENDENTAL, VECTOR
 from wsc.lowering.rules.flexible import VIEWS, made, pull
 from wsc.lowering.rules.registry import default_layout, vector
@@ -151,7 +151,7 @@ class Tiler:
             return TiledOp((None,) * len(eqn.invars), found.outs, ())
         op = self._as_op(eqn)
         if op.name not in RULES:
-            raise UnsupportedError(_no_rule(eqn, self.stage.name))
+            raise UnsupportedError(no_rule(eqn, self.stage.name))
         lowered = RULES[op.name](op, self.where)
         if lowered.scratch:
             self.scratch.append((rounded(lowered.scratch, self.where.wafer), self.position, self.position))
@@ -386,16 +386,3 @@ def _seen_through(stage: Stage) -> dict[Any, int]:
 
 def _itemsize(aval) -> int:
     return 8 if jaxapi.is_extended(aval.dtype) else np.dtype(aval.dtype).itemsize
-
-
-def _no_rule(eqn, stage: str) -> str:
-    shapes = ", ".join(a.aval.str_short() for a in eqn.invars)
-    scope = jaxapi.scope(eqn)
-    where = f" in stage '{stage}'{f', scope {scope!r}' if scope else ''}, from {jaxapi.source_line(eqn)}"
-    if (reason := refusal(eqn.primitive.name)) is not None:
-        return f"primitive '{eqn.primitive.name}' ({shapes}){where}, is not placed: {reason}."
-    return (
-        f"no rule for primitive '{eqn.primitive.name}' ({shapes}){where}. wsc gives every op a cost or none: "
-        f"write it with supported primitives, keep it outside the compiled function, or register a rule with "
-        f"wsc.lowering.rules.rule('{eqn.primitive.name}')."
-    )

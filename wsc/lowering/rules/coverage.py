@@ -8,9 +8,11 @@ import sys
 import types
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import jax.extend.core as jex
 
+from wsc.lowering import jaxapi
 from wsc.lowering.jaxapi import CALLS
 from wsc.lowering.rules import RULES
 from wsc.lowering.rules.shape import IDENTITIES
@@ -109,6 +111,20 @@ REFUSED = (
     _no("empty empty2", "memory that nothing has written has no value to compute with", "use jnp.zeros"),
 )
 _BY_NAME = {name: refusal for refusal in REFUSED for name in refusal.names}
+
+
+def no_rule(eqn: Any, stage: str) -> str:
+    """What is said of an equation that cannot be placed: primitive, shapes, where it is, why, and a way on."""
+    shapes = ", ".join(a.aval.str_short() for a in eqn.invars)
+    scope = jaxapi.scope(eqn)
+    where = f" in stage '{stage}'{f', scope {scope!r}' if scope else ''}, from {jaxapi.source_line(eqn)}"
+    if (reason := refusal(eqn.primitive.name)) is not None:
+        return f"primitive '{eqn.primitive.name}' ({shapes}){where}, is not placed: {reason}."
+    return (
+        f"no rule for primitive '{eqn.primitive.name}' ({shapes}){where}. wsc gives every op a cost or none: "
+        f"write it with supported primitives, keep it outside the compiled function, or register a rule with "
+        f"wsc.lowering.rules.rule('{eqn.primitive.name}')."
+    )
 
 
 def refusal(name: str) -> str | None:
