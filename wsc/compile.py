@@ -50,7 +50,9 @@ def compile(
 
     `compile(language_model)` compiles decode and prefill with a KV cache of `context` tokens for `batch` users and
     returns a LanguageModel. `compile(module, *args)` compiles a flax module (nnx; or linen, its variables first), and
-    `compile(fn, *args)` any function; arguments may be arrays or `jax.ShapeDtypeStruct`s, in any pytrees.
+    `compile(fn, *args)` any function, training steps and loops included; arguments may be arrays or
+    `jax.ShapeDtypeStruct`s, in any pytrees. What a function changes of flax objects is written back by every call;
+    results that are new values of an argument's leaves stay where those lie.
 
     wafer: the hardware, WSE3 unless told (WSE2 for "waferllm"); `wafers`: how many at most, None for as few as hold it.
     objective: what regions are sized for: the least "latency" of a token, the most "throughput" of the full machine,
@@ -58,11 +60,12 @@ def compile(
     prefill_chunk: tokens of each user that a prefill program takes at a time; None for as many as fit beside the
     weights, up to 8 shared among the users.
     order: "fabric" adds partial sums as the wafer does, "xla" as `jax.jit` does.
-    weight_argnums: which arguments stay in SRAM as weights; by default flax modules and their variables, and pytrees
-    of floats that are not returned.
-    strategy: "wsc", or "waferllm" to map a language model as that paper does: one layer on a square `grid` of PEs. Its
-    cost is to be compared; what it computes is that layer in blocks (see `wsc.lowering.waferllm`), and `.prefill` of it
-    is the layer for a whole prompt of `context` tokens. grid: (rows, columns) of PEs of every stage.
+    weight_argnums: which arguments stay in SRAM as weights; by default flax modules and their variables, pytrees of
+    floats, and what a step trains. Arrays that a function closes over do too.
+    strategy: "wsc"; "streaming" for layers whose weights stream in (see `wsc.streamed`); or "waferllm" to map a
+    language model as that paper does: one layer on a square `grid` of PEs. Its cost is to be compared; what it computes
+    is that layer in blocks (see `wsc.lowering.waferllm`), and `.prefill` of it is the layer for a whole prompt of
+    `context` tokens. grid: (rows, columns) of PEs of every stage.
     beside: another executable, on whose last wafer this one begins below what is in use.
 
     Raises TraceError, ArgumentError, UnsupportedError or FitError, each a `wsc.WscError`.
