@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 from jax import lax
 from learning import BATCH, BATCHES, DEEP, WAFER, by_hand, by_optax, forward, kept, learns_alike, loss_of, params
 
