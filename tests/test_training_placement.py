@@ -49,6 +49,7 @@ def test_flops_of_the_products() -> None:
     assert sum(again) == 2 * BATCH * (sizes[0] + 2 * sizes[1] + 2 * sizes[2])  # the last layer is met once
 
 
+@pytest.mark.slow
 def test_an_update_is_paid_for_element_by_element() -> None:
     """AdamW (Loshchilov and Hutter, algorithm 2) takes 14 operations an element more than gradient descent: 3 for
     the mean, 4 for the mean of squares, 2 for their bias, a root, a sum, a quotient, and 2 for the decay. What optax
@@ -119,6 +120,7 @@ def test_frozen_layers_are_not_visited_for_an_update() -> None:
         assert set(kept(exe)) == {f"p.{k}.{v}" for k in p for v in "wb"}
 
 
+@pytest.mark.slow
 def test_weights_in_16_bits_with_masters_in_32() -> None:
     """The masters lie as the weights that are computed from them; neither goes to the host."""
     tx, p = optax.adam(0.01), params()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from generator import Program, programs
 from helpers import assert_within_sram, small
-from hypothesis import HealthCheck, Phase, assume, given, reject, seed, settings
+from hypothesis import HealthCheck, Phase, given, reject, seed, settings
 from hypothesis import strategies as st
 from laid import assert_laid
 
@@ -21,8 +21,6 @@ from wsc.machine.steps import HostLink
 from wsc.program import work
 from wsc.runtime.reference import interpret
 
-# A while loop mapped over a batch has a predicate a lane, and goes on while any holds: not run yet, so not counted.
-PENDING = "cond_fun must return a boolean scalar"
 PART = 100  # programs of one test; many such run one after the other or in as many processes
 WAFERS = ((3, 3, 16384), (5, 9, 4096), (7, 2, 16384), (12, 10, 4096), (24, 24, 16384))
 ORDERS = st.sampled_from(["fabric", "fabric", "xla"])
@@ -69,11 +67,7 @@ def test_generated(part, count):
         *size, usable = wafer
         grid = None if searched and size[0] * size[1] < 50 else (min(size[0], 5), min(size[1], 4))
         exe = compiled(program, small(*size, usable=usable), order, grid)
-        try:
-            found, telemetry = exe(*program.args)
-        except TypeError as error:
-            assume(PENDING not in str(error))
-            raise
+        found, telemetry = exe(*program.args)
         expected = jax.jit(program.fn)(*program.args)
         assert jax.tree.structure(found) == jax.tree.structure(expected)
         assert_same(jax.tree.leaves(found), jax.tree.leaves(expected), program.outs, order)
