@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsc.machine.collectives import ways
-from wsc.runtime.order import UNROLLED, reduce_in_order
+from wsc.runtime.order import FEW, reduce_in_order
 from wsc.runtime.reference import reduce_line
 
 SIZES = {"float32": [1, 2, 3, 4, 5, 6, 7, 9, 12, 16, 17, 33, 64, 65, 130], "float16": [3, 8, 23]}
@@ -79,7 +79,7 @@ def test_bit_for_bit(name, dtype):
 
 
 @pytest.mark.parametrize("name", LOOPS)
-@pytest.mark.parametrize("pes", [5, 64, UNROLLED + 7])
+@pytest.mark.parametrize("pes", [5, 64, FEW + 7])
 def test_bit_for_bit_under_jit(name, pes):
     """The compiler must not reassociate."""
     parts = parts_of(pes, seed=1)

@@ -21,7 +21,8 @@ from wsc.lowering.loops import loop_of
 from wsc.lowering.loops import run as run_loop
 from wsc.machine.steps import AllReduce
 from wsc.program import PlacedOp, Program
-from wsc.runtime.order import reduce_in_order
+from wsc.runtime.order import apart, exactly, never, reduce_in_order
+from wsc.runtime.products import EXACT, MOST, Products
 
 ORDERS = ("fabric", "xla")
 
@@ -53,17 +54,17 @@ def as_function(program: Program, order: str) -> Function:
     stationary = _stationary(program, placed)
     sized = {body.meter: body.sized for _, op in program.ops() for body in op.bodies if body.sized is not None}
 
-    def evaluate(eqns, env, counts, tiles):
+    def evaluate(eqns, env, counts, tiles, zero):
         for eqn in eqns:
             op = placed.get(id(eqn))
             if loop_of(eqn):
-                results = run_loop(eqn, env, counts, partial(evaluate, tiles=tiles))
+                results = run_loop(eqn, env, counts, partial(evaluate, tiles=tiles, zero=zero))
             else:
                 values = [_read(a, env) for a in eqn.invars]
                 if (meter := eqn.params.get(jaxapi.METER)) in sized:
                     for i, n in enumerate((1, *sized[meter].count(values)), meter):
                         counts[i] = counts.get(i, 0) + n
-                results = [_IN_ORDER[op.name](op, values, tiles.get(id(eqn)))] if op else jaxapi.bind(eqn, values)
+                results = [_IN_ORDER[op.name](op, values, tiles.get(id(eqn)), zero)] if op else jaxapi.bind(eqn, values)
             env.update(zip(eqn.outvars, results, strict=True))
 
     def inputs(flat):
@@ -73,13 +74,13 @@ def as_function(program: Program, order: str) -> Function:
 
     def prepare(*flat):
         env = inputs(flat)
-        evaluate([e for e in jaxpr.eqns if any(v in stationary.views for v in e.outvars)], env, {}, {})
-        return tuple(_tiles(op, side, env[op.eqn.invars[side]]) for op, side in stationary.dots)
+        evaluate([e for e in jaxpr.eqns if any(v in stationary.views for v in e.outvars)], env, {}, {}, 0)
+        return tuple(_operand(op, side, env[op.eqn.invars[side]]) for op, side in stationary.dots)
 
     def run(tiles, *flat):
         env, counts = inputs(flat), {}
         ready = {id(op.eqn): (side, t) for (op, side), t in zip(stationary.dots, tiles, strict=True)}
-        evaluate(jaxpr.eqns, env, counts, ready)
+        evaluate(jaxpr.eqns, env, counts, ready, never(flat) if placed else 0)
         metered = range(max(counts, default=-1) + 1)
         return [_read(a, env) for a in jaxpr.outvars], tuple(counts.get(m, 0) for m in metered)
 
@@ -131,10 +132,12 @@ def _is_in(atom, variables: set) -> bool:
 
 
 def _free(op: PlacedOp, side: int) -> bool:
-    """Tiling this operand is a reshape of memory as it is: whole tiles, contracted dimension first."""
+    """The operand as its product takes it is a reshape of memory: whole tiles, contracted dimension first."""
     (k_dims, at, shape) = op.eqn.params["dimension_numbers"][0][side], op.ins[side], op.eqn.invars[side].aval.shape
     assert at is not None
-    return tuple(k_dims) == (0,) and shape[0] % (at.y[0] * at.x[0]) == 0
+    products = _products(op)
+    as_it_is = products is None or products.written_out
+    return as_it_is and tuple(k_dims) == (0,) and shape[0] % (at.y[0] * at.x[0]) == 0
 
 
 def _tiles(op: PlacedOp, side: int, array):
@@ -179,6 +182,12 @@ def _cut(array, dims: tuple[int, ...], at: Layout) -> tuple[jax.Array, dict[int,
     return padded.reshape(shape), tile_axis, parts_axis
 
 
+def _tile(at: Layout, d: int, n: int) -> int:
+    """Elements of a dimension in one of its parts, zeros included."""
+    parts, f = at.y[d] * at.x[d], at.fold(d)
+    return -(-at.frame(d, n if f == 1 else -(-n // (f * parts)) * f * parts) // parts)
+
+
 def _interleaved(array, d: int, pieces: int, parts: int) -> jax.Array:
     """A dimension in another order: part p of each of its `pieces`, one after the other, for every p."""
     before, n, after = array.shape[:d], array.shape[d], array.shape[d + 1 :]
@@ -189,64 +198,99 @@ def _interleaved(array, d: int, pieces: int, parts: int) -> jax.Array:
     return jnp.swapaxes(array, d, d + 1).reshape(*before, pieces * parts * tile, *after)
 
 
-def _add_up(partial, lines: dict[str, AllReduce], parts: list[tuple[int, int]]):
-    """Sum the leading axes of `partial`, one for each (y, x) in `parts`, along x and then along y."""
+def _by_line(array, parts: list[tuple[int, int]]):
+    """The leading axes, one for each (y, x) in `parts`, as two: the PEs along x, and those along y."""
     split = [n for y, x in parts for n in (y, x)]
-    rest = partial.shape[len(parts) :]
-    partial = partial.reshape(*split, *rest)
-    count = len(parts)
-    order = [2 * i + 1 for i in range(count)] + [2 * i for i in range(count)]
-    partial = partial.transpose(*order, *range(2 * count, partial.ndim))
-    along_x, along_y = math.prod(x for _, x in parts), math.prod(y for y, _ in parts)
-    partial = partial.reshape(along_x, along_y, *rest)
+    order = [*range(1, len(split), 2), *range(0, len(split), 2)]
+    rest = array.shape[len(parts) :]
+    array = array.reshape(*split, *rest).transpose(*order, *range(len(split), len(split) + len(rest)))
+    return array.reshape(math.prod(x for _, x in parts), math.prod(y for y, _ in parts), *rest)
+
+
+def _add_up(partial, lines: dict[str, AllReduce]):
+    """Sum [PEs along x, PEs along y, ...] along x and then along y."""
     for axis in "xy":
         step = lines.get(axis)
         partial = reduce_in_order(partial, step.algorithm, step.shape) if step else partial[0]
     return partial
 
 
-def _dot_in_order(op: PlacedOp, values: list, ready: tuple[int, Any] | None):
-    """dot_general with its contracted dimensions cut: one batched product of tiles, then the sum over them.
-    `ready` is the side of an operand that was tiled before, and its tiles."""
+def _dot_in_order(op: PlacedOp, values: list, ready: tuple[int, Any] | None, zero):
+    """dot_general with its contracted dimensions cut: the products of tiles, and the sum over them.
+    `ready` is the side of an operand that was made ready before, and what it is then."""
     (k_lhs, _), (b_lhs, _) = op.eqn.params["dimension_numbers"]
+    at, out = op.ins[0], op.eqn.outvars[0].aval
+    assert at is not None
+    lines, parts, products = algorithms(op, at, tuple(k_lhs)), _parts(op), _products(op)
+    if products:
+        values = [apart(v, zero) if not _free(op, side) else v for side, v in enumerate(values)]
+    operands = [ready[1] if ready and ready[0] == side else _operand(op, side, values[side]) for side in (0, 1)]
+    if products:
+        total = products.sum(*operands, zero)
+        if len(lines) == 1:
+            return total.reshape(out.shape)
+        return _add_up(total.reshape(1, math.prod(y for y, _ in parts), *out.shape), {"y": lines["y"]})
+    outer, tile = len(parts) + len(b_lhs), len(k_lhs)
+    batch, inner = list(range(outer)), list(range(outer, outer + tile))
+    partial = jax.lax.dot_general(
+        *operands,
+        ((inner, inner), (batch, batch)),
+        precision=op.eqn.params.get("precision"),
+        preferred_element_type=op.eqn.params.get("preferred_element_type"),
+    )
+    return _add_up(_by_line(partial, parts), lines)
+
+
+def _parts(op: PlacedOp) -> list[tuple[int, int]]:
+    """(y, x) of each contracted dimension that is cut."""
     at = op.ins[0]
     assert at is not None
-    tiles = [ready[1] if ready and ready[0] == side else _tiles(op, side, values[side]) for side in (0, 1)]
-    cut_dims = [d for d in k_lhs if at.y[d] * at.x[d] > 1]
-    outer = list(range(len(cut_dims) + len(b_lhs)))
-    inner = [len(outer) + i for i in range(len(k_lhs))]
-    if all(tiles[0].shape[i] == 1 for i in inner):
-        partial = _products(tiles, len(outer), len(inner), op.eqn.outvars[0].aval.dtype)
-    else:
-        partial = jax.lax.dot_general(
-            tiles[0],
-            tiles[1],
-            ((inner, inner), (outer, outer)),
-            precision=op.eqn.params.get("precision"),
-            preferred_element_type=op.eqn.params.get("preferred_element_type"),
-        )
-    return _add_up(partial, algorithms(op, at, tuple(k_lhs)), [(at.y[d], at.x[d]) for d in cut_dims])
+    return [(at.y[d], at.x[d]) for d in op.eqn.params["dimension_numbers"][0][0] if at.y[d] * at.x[d] > 1]
 
 
-def _products(tiles: list, outer: int, inner: int, dtype):
-    """Tiles of one element along what is contracted: plain products, which XLA fuses with the sum that follows."""
-    lhs, rhs = (t.astype(dtype).reshape(*t.shape[:outer], *t.shape[outer + inner :]) for t in tiles)
-    free = lhs.ndim - outer, rhs.ndim - outer
-    return lhs.reshape(*lhs.shape, *(1,) * free[1]) * rhs.reshape(
-        *rhs.shape[:outer], *(1,) * free[0], *rhs.shape[outer:]
+def _operand(op: PlacedOp, side: int, array):
+    """An operand as the product of tiles takes it."""
+    tiles, products = _tiles(op, side, array), _products(op)
+    if products is None:
+        return tiles
+    tiles = _by_line(tiles.astype(op.eqn.outvars[0].aval.dtype), _parts(op))
+    tiles = jnp.swapaxes(tiles, 0, 1) if len(tiles) == 1 else tiles
+    tiles = tiles.reshape(products.pes, products.batch, products.tile, -1)
+    return products.right(tiles) if side else products.left(tiles)
+
+
+def _products(op: PlacedOp) -> Products | None:
+    """The sum of products along the first line of PEs that adds, where they are multiplied one by one."""
+    (k_dims, _), (b_dims, _) = op.eqn.params["dimension_numbers"]
+    at, out = op.ins[0], op.eqn.outvars[0].aval
+    assert at is not None
+    shapes, parts = [v.aval.shape for v in op.eqn.invars], _parts(op)
+    tile = math.prod(_tile(at, d, shapes[0][d]) for d in k_dims)
+    x, y = math.prod(x for _, x in parts), math.prod(y for y, _ in parts)
+    step = next(iter(algorithms(op, at, tuple(k_dims)).values()))
+    batch = math.prod(shapes[0][d] for d in b_dims)
+    rows, columns = (
+        math.prod(shape) // math.prod(shape[d] for d in (*k, *b))
+        for shape, k, b in zip(shapes, *op.eqn.params["dimension_numbers"], strict=True)
     )
+    if out.dtype not in EXACT or tile > (MOST if rows > 1 and out.dtype.itemsize >= 4 else 1):
+        return None
+    across = y if x > 1 else 1
+    return Products(step.algorithm, step.shape, x if x > 1 else y, across * batch, tile, rows, columns)
 
 
-def _sum_in_order(op: PlacedOp, values: list, ready: None):
+def _sum_in_order(op: PlacedOp, values: list, ready: None, zero):
     """reduce_sum over cut dimensions: each tile, then the sum over tiles."""
     at, axes = op.ins[0], tuple(op.eqn.params["axes"])
     assert at is not None
-    array, tile_axis, parts_axis = _cut(values[0], axes, at)
+    array, tile_axis, parts_axis = _cut(apart(values[0], zero), axes, at)
     cut_dims = sorted(parts_axis)
     array = jnp.moveaxis(array, [parts_axis[d] for d in cut_dims], range(len(cut_dims)))
     moved = [tile_axis[d] + sum(parts_axis[c] > tile_axis[d] for c in cut_dims) for d in axes]
     partial = jnp.sum(array, axis=tuple(moved), dtype=array.dtype)
-    return _add_up(partial, algorithms(op, at, axes), [(at.y[d], at.x[d]) for d in cut_dims])
+    if partial.dtype in EXACT:
+        partial = exactly(partial, zero)
+    return _add_up(_by_line(partial, [(at.y[d], at.x[d]) for d in cut_dims]), algorithms(op, at, axes))
 
 
 _IN_ORDER: dict[str, Callable] = {"dot_general": _dot_in_order, "reduce_sum": _sum_in_order}

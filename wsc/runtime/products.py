@@ -1,0 +1,112 @@
+"""Sums of partial products that are not written out: a matrix product whose contracted dimension is cut into tiles of
+few elements, multiplied while it is added up."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from wsc.runtime.order import FEW, STEP, along, apart, climb, exactly, levels, read, steps
+
+EXACT = (jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64)  # rounded, so that products could be contracted
+MOST = 8  # elements of a tile that are multiplied and added one by one
+WIDE = 1 << 13  # elements of a sum from which memory decides the time, not the number of operations
+COLUMNS = 128  # that lie side by side, so that what is added lies close in memory
+CLOSE = 1 << 22  # elements of sums that a processor keeps at hand
+
+
+@dataclass(frozen=True)
+class Products:
+    """[p, b, k, m] times [p, b, k, n], summed to [b, m, n]: PE p has the sum over k of lhs * rhs, every product rounded
+    and the first k first; these are summed over PEs in the order of the named reduce or all-reduce."""
+
+    algorithm: str
+    shape: tuple[int, ...]
+    pes: int
+    batch: int
+    tile: int
+    rows: int
+    columns: int
+
+    @property
+    def written_out(self) -> bool:
+        """One addition after another, as the operands are."""
+        return self.pes <= FEW and (self.rows == 1 or self.batch * self.rows * self.columns < WIDE)
+
+    @cached_property
+    def orders(self) -> list[np.ndarray]:
+        """PEs [trips, lines, PEs] as they are added."""
+        return steps(levels(self.algorithm, self.pes, self.shape)[0], self.pes, max(1, STEP // self.tile))
+
+    @property
+    def width(self) -> int:
+        """Columns that lie side by side."""
+        return COLUMNS if self.rows > 1 and self.columns % COLUMNS == 0 else self.columns
+
+    def left(self, operand: jax.Array) -> tuple[jax.Array, ...]:
+        """[p, b, k, m] as the sum takes it: [trips, lines, PEs, b, k, m] for each of `orders`."""
+        return (operand,) if self.written_out else self._taken(operand, 0.0)
+
+    def right(self, operand: jax.Array) -> tuple[jax.Array, ...]:
+        """[p, b, k, n] as the sum takes it: [trips, lines, b, block, PEs, k, n] for each of `orders`."""
+        if self.written_out:
+            return (operand,)
+        blocks = operand.reshape(self.pes, self.batch, self.tile, -1, self.width)
+        return tuple(jnp.moveaxis(r, (2, 4), (4, 5)) for r in self._taken(blocks, -0.0))
+
+    def _taken(self, operand: jax.Array, nothing: float) -> tuple[jax.Array, ...]:
+        """By PE in the order of the sum; where no PE is left 0 in the one operand and -0.0 in the other, as x + 0 * -0.0
+        is x for every x."""
+        if any((order == self.pes).any() for order in self.orders):
+            operand = jnp.concatenate([operand, jnp.full_like(operand[:1], nothing)])
+        return tuple(operand[order] for order in self.orders)
+
+    def sum(self, left: tuple[jax.Array, ...], right: tuple[jax.Array, ...], zero: jax.Array) -> jax.Array:
+        """The sum [b, m, n] of `left` and `right` operands; `zero` is one that is `never` known to be."""
+        first, *others = levels(self.algorithm, self.pes, self.shape)
+
+        def add(total, taken):  # of [lines, PEs, b, k, m] and [lines, b, block, PEs, k, n]
+            lhs, rhs = taken
+            for pe in range(lhs.shape[1]):
+                part = None
+                for k in range(self.tile):
+                    product = exactly(lhs[:, pe, :, k, None, :, None] * rhs[:, :, :, pe, k, None, :], zero)
+                    part = product if part is None else part + product
+                total = part if total is None else total + part
+            return total
+
+        def rest(sums):
+            for lines in others:
+                sums = along(sums, lines)
+            return sums[0]
+
+        if self.written_out:
+            (lhs,), (rhs,) = left, right
+            parts = [add(None, (lhs[None, None, p], rhs[None, p, :, None, None])) for p in range(self.pes)]
+            return rest(along([part[0, :, 0] for part in parts], first))
+        count = self.columns // self.width
+        together = _divisor(count, CLOSE // (len(first) * self.batch * self.rows * self.width))
+        left = tuple(apart(operand, zero) for operand in left)
+        if together == count:
+            total = rest([t for both in zip(left, right, strict=True) for t in read(climb(add, both), zero)])
+            return jnp.swapaxes(apart(total, zero), 1, 2).reshape(self.batch, self.rows, self.columns)
+        right = tuple(r.reshape(*r.shape[:3], -1, together, *r.shape[4:]) for r in right)
+
+        def columns_of(i):
+            return tuple(apart(lax.dynamic_index_in_dim(r, i, 3, keepdims=False), zero) for r in right)
+
+        def block(i, found):
+            total = rest([t for both in zip(left, columns_of(i), strict=True) for t in read(climb(add, both), zero)])
+            return lax.dynamic_update_index_in_dim(found, apart(total, zero), i, 0)
+
+        found = jnp.zeros((count // together, self.batch, together, self.rows, self.width), left[0].dtype)
+        found = lax.fori_loop(0, len(found), block, found)
+        return found.transpose(1, 3, 0, 2, 4).reshape(self.batch, self.rows, self.columns)
+
+
+def _divisor(n: int, most: int) -> int:
+    """The greatest divisor of n that is at most `most`, or 1."""
+    return max((d for d in range(1, min(n, most) + 1) if n % d == 0), default=1)
