@@ -132,7 +132,7 @@ def _is_in(atom, variables: set) -> bool:
 
 
 def _free(op: PlacedOp, side: int) -> bool:
-    """The operand as its product takes it is a reshape of memory: whole tiles, contracted dimension first."""
+    """The operand as its product takes it is a reshape of memory: whole tiles, parts first."""
     (k_dims, at, shape) = op.eqn.params["dimension_numbers"][0][side], op.ins[side], op.eqn.invars[side].aval.shape
     assert at is not None
     products = _products(op)

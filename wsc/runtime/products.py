@@ -7,7 +7,6 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from wsc.runtime.order import FEW, STEP, along, apart, climb, exactly, levels, read, steps
 
@@ -15,7 +14,6 @@ EXACT = (jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64)  # rounded, so tha
 MOST = 8  # elements of a tile that are multiplied and added one by one
 WIDE = 1 << 13  # elements of a sum from which memory decides the time, not the number of operations
 COLUMNS = 128  # that lie side by side, so that what is added lies close in memory
-CLOSE = 1 << 22  # elements of sums that a processor keeps at hand
 
 
 @dataclass(frozen=True)
@@ -87,26 +85,6 @@ class Products:
             (lhs,), (rhs,) = left, right
             parts = [add(None, (lhs[None, None, p], rhs[None, p, :, None, None])) for p in range(self.pes)]
             return rest(along([part[0, :, 0] for part in parts], first))
-        count = self.columns // self.width
-        together = _divisor(count, CLOSE // (len(first) * self.batch * self.rows * self.width))
-        left = tuple(apart(operand, zero) for operand in left)
-        if together == count:
-            total = rest([t for both in zip(left, right, strict=True) for t in read(climb(add, both), zero)])
-            return jnp.swapaxes(apart(total, zero), 1, 2).reshape(self.batch, self.rows, self.columns)
-        right = tuple(r.reshape(*r.shape[:3], -1, together, *r.shape[4:]) for r in right)
-
-        def columns_of(i):
-            return tuple(apart(lax.dynamic_index_in_dim(r, i, 3, keepdims=False), zero) for r in right)
-
-        def block(i, found):
-            total = rest([t for both in zip(left, columns_of(i), strict=True) for t in read(climb(add, both), zero)])
-            return lax.dynamic_update_index_in_dim(found, apart(total, zero), i, 0)
-
-        found = jnp.zeros((count // together, self.batch, together, self.rows, self.width), left[0].dtype)
-        found = lax.fori_loop(0, len(found), block, found)
-        return found.transpose(1, 3, 0, 2, 4).reshape(self.batch, self.rows, self.columns)
-
-
-def _divisor(n: int, most: int) -> int:
-    """The greatest divisor of n that is at most `most`, or 1."""
-    return max((d for d in range(1, min(n, most) + 1) if n % d == 0), default=1)
+        left = tuple(read(operand, zero) for operand in left)
+        sums = [total for both in zip(left, right, strict=True) for total in read(climb(add, both), zero)]
+        return jnp.swapaxes(apart(rest(sums), zero), 1, 2).reshape(self.batch, self.rows, self.columns)
