@@ -56,10 +56,13 @@ def too_large(placer: "Placer") -> FitError:
         enough = next((n for n in more if placer.best(n) is not None), None)
         advice = f"give it wafers={enough}." if enough else "no number of wafers was found that would do."
         return FitError(f"{message} {by} {placer.limit}: {advice}")
+    rows = "of a language model: a shorter context, a smaller batch or prefill chunk"
+    if placer.leader.roles.trained:
+        rows = "of a training step: a smaller batch or shorter sequences, or jax.checkpoint around each layer"
     return FitError(
         f"{message} No region was found for stage '{placer.stages[big].name}' whose PEs stay within "
-        f"{int(placer.wafer.sram_bytes):,} B with their buffers. Use smaller shapes (of a language model: a shorter "
-        f"context, a smaller batch or prefill chunk) or a smaller dtype."
+        f"{int(placer.wafer.sram_bytes):,} B with their buffers. Use smaller shapes ({rows}) or a "
+        f"smaller dtype."
     )
 
 

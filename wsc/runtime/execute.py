@@ -224,16 +224,17 @@ def _dot_in_order(op: PlacedOp, values: list, ready: tuple[int, Any] | None, zer
     lines, parts, products = algorithms(op, at, tuple(k_lhs)), _parts(op), _products(op)
     if products:
         values = [apart(v, zero) if not _free(op, side) else v for side, v in enumerate(values)]
-    operands = [ready[1] if ready and ready[0] == side else _operand(op, side, values[side]) for side in (0, 1)]
+    lhs, rhs = (ready[1] if ready and ready[0] == side else _operand(op, side, values[side]) for side in (0, 1))
     if products:
-        total = products.sum(*operands, zero)
+        total = products.sum(lhs, rhs, zero)
         if len(lines) == 1:
             return total.reshape(out.shape)
         return _add_up(total.reshape(1, math.prod(y for y, _ in parts), *out.shape), {"y": lines["y"]})
     outer, tile = len(parts) + len(b_lhs), len(k_lhs)
     batch, inner = list(range(outer)), list(range(outer, outer + tile))
     partial = jax.lax.dot_general(
-        *operands,
+        lhs,
+        rhs,
         ((inner, inner), (batch, batch)),
         precision=op.eqn.params.get("precision"),
         preferred_element_type=op.eqn.params.get("preferred_element_type"),
@@ -248,7 +249,7 @@ def _parts(op: PlacedOp) -> list[tuple[int, int]]:
     return [(at.y[d], at.x[d]) for d in op.eqn.params["dimension_numbers"][0][0] if at.y[d] * at.x[d] > 1]
 
 
-def _operand(op: PlacedOp, side: int, array):
+def _operand(op: PlacedOp, side: int, array) -> Any:
     """An operand as the product of tiles takes it."""
     tiles, products = _tiles(op, side, array), _products(op)
     if products is None:

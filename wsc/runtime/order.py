@@ -26,7 +26,7 @@ Lines = tuple[tuple[int, ...], ...]
 
 def reduce_in_order(parts: jax.Array, algorithm: str, shape: tuple[int, ...] = ()) -> jax.Array:
     """Sum over axis 0, the PEs, in the order of the named reduce or all-reduce; `shape` as in `AllReduce`."""
-    sums: Sequence[jax.Array] = parts
+    sums: Any = parts
     for lines in levels(algorithm, len(parts), shape):
         sums = along(sums, lines)
     return sums[0]
@@ -49,7 +49,9 @@ def levels(algorithm: str, pes: int, shape: tuple[int, ...]) -> tuple[Lines, ...
 
 def _shorter(tree: Senders, root: int) -> tuple[Lines, Senders, int]:
     """The lines of a tree, and the tree that they leave, its nodes numbered as the lines."""
-    ends: dict[int, tuple[list[int], tuple[int, ...]]] = {}  # of a node: the line that ends at it, and what it then adds
+    ends: dict[
+        int, tuple[list[int], tuple[int, ...]]
+    ] = {}  # of a node: the line that ends at it, and what it then adds
     order, todo = [], [root]
     while todo:
         order.append(todo.pop())
@@ -67,12 +69,12 @@ def _shorter(tree: Senders, root: int) -> tuple[Lines, Senders, int]:
     return tuple(tuple(ends[n][0]) for n in nodes), shorter, number[root]
 
 
-def along(parts: Sequence[jax.Array], lines: Lines) -> list[jax.Array]:
+def along(parts: jax.Array | Sequence[jax.Array], lines: Lines) -> list[jax.Array]:
     """The sum along each line of PEs, the longest line first."""
     pes = len(parts)
     if pes <= FEW:
         return [_written_out(parts, line) for line in lines]
-    whole = parts if isinstance(parts, jax.Array | np.ndarray) else jnp.stack(parts)
+    whole: Any = parts if isinstance(parts, jax.Array | np.ndarray) else jnp.stack(parts)
     orders = steps(lines, pes)
     if any((order == pes).any() for order in orders):
         whole = jnp.concatenate([whole, jnp.full_like(whole[:1], -0.0)])  # x + -0.0 is x, for every x
@@ -85,7 +87,7 @@ def along(parts: Sequence[jax.Array], lines: Lines) -> list[jax.Array]:
     return [total for order in orders for total in climb(add, whole[order])]
 
 
-def _written_out(parts: Sequence[jax.Array], line: Sequence[int]) -> jax.Array:
+def _written_out(parts: jax.Array | Sequence[jax.Array], line: Sequence[int]) -> jax.Array:
     total = parts[line[0]]
     for pe in line[1:]:
         total = total + parts[pe]
@@ -145,8 +147,8 @@ def read(array: jax.Array, zero: jax.Array) -> jax.Array:
 
 
 def exactly(array: jax.Array, zero: jax.Array) -> jax.Array:
-    """The array, as its bits, flipped where `zero` has ones, which it never has. Compilers do not contract a product and
-    the sum that follows into one rounding if they do not know that."""
+    """The array, as its bits, flipped where `zero` has ones, which it never has. Compilers that do not know that do not
+    contract a product and the sum that follows into one rounding."""
     bits = jnp.dtype(f"uint{array.dtype.itemsize * 8}")
     return lax.bitcast_convert_type(lax.bitcast_convert_type(array, bits) ^ zero.astype(bits), array.dtype)
 

@@ -3,6 +3,7 @@ few elements, multiplied while it is added up."""
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -56,8 +57,8 @@ class Products:
         return tuple(jnp.moveaxis(r, (2, 4), (4, 5)) for r in self._taken(blocks, -0.0))
 
     def _taken(self, operand: jax.Array, nothing: float) -> tuple[jax.Array, ...]:
-        """By PE in the order of the sum; where no PE is left 0 in the one operand and -0.0 in the other, as x + 0 * -0.0
-        is x for every x."""
+        """By PE in the order of the sum; where no PE is left 0 in the one operand and -0.0 in the other: x + 0 * -0.0
+        is x, for every x."""
         if any((order == self.pes).any() for order in self.orders):
             operand = jnp.concatenate([operand, jnp.full_like(operand[:1], nothing)])
         return tuple(operand[order] for order in self.orders)
@@ -66,15 +67,20 @@ class Products:
         """The sum [b, m, n] of `left` and `right` operands; `zero` is one that is `never` known to be."""
         first, *others = levels(self.algorithm, self.pes, self.shape)
 
-        def add(total, taken):  # of [lines, PEs, b, k, m] and [lines, b, block, PEs, k, n]
+        def add(
+            total: jax.Array | None, taken: Any
+        ) -> jax.Array:  # of [lines, PEs, b, k, m] and [lines, b, block, PEs, k, n]
             lhs, rhs = taken
+
+            def product(pe, k):
+                return exactly(lhs[:, pe, :, k, None, :, None] * rhs[:, :, :, pe, k, None, :], zero)
+
             for pe in range(lhs.shape[1]):
-                part = None
-                for k in range(self.tile):
-                    product = exactly(lhs[:, pe, :, k, None, :, None] * rhs[:, :, :, pe, k, None, :], zero)
-                    part = product if part is None else part + product
+                part = product(pe, 0)
+                for k in range(1, self.tile):
+                    part = part + product(pe, k)
                 total = part if total is None else total + part
-            return total
+            return cast(jax.Array, total)
 
         def rest(sums):
             for lines in others:
