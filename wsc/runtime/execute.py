@@ -274,7 +274,7 @@ def _products(op: PlacedOp) -> Products | None:
         math.prod(shape) // math.prod(shape[d] for d in (*k, *b))
         for shape, k, b in zip(shapes, *op.eqn.params["dimension_numbers"], strict=True)
     )
-    if out.dtype not in EXACT or tile > (MOST if rows > 1 and out.dtype.itemsize >= 4 else 1):
+    if out.dtype not in EXACT or tile > (MOST if rows >= MOST and out.dtype.itemsize >= 4 else 1):
         return None
     across = y if x > 1 else 1
     return Products(step.algorithm, step.shape, x if x > 1 else y, across * batch, tile, rows, columns)

@@ -12,7 +12,7 @@ import numpy as np
 from wsc.runtime.order import FEW, STEP, along, apart, climb, exactly, levels, read, steps
 
 EXACT = (jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64)  # rounded, so that products could be contracted
-MOST = 8  # elements of a tile that are multiplied and added one by one
+MOST = 8  # elements of a tile that are multiplied and added one by one, where there are as many rows
 WIDE = 1 << 13  # elements of a sum from which memory decides the time, not the number of operations
 COLUMNS = 128  # that lie side by side, so that what is added lies close in memory
 
