@@ -31,3 +31,31 @@ class CheckpointError(WscError):
 
 class DownloadError(WscError):
     """A file could not be fetched, or what came is not the file that was asked for."""
+
+
+class FabricError(WscError):
+    """A program for the fabric simulator is wrong, or came to no end."""
+
+
+class RouteLoopError(FabricError):
+    """The routes of a color lead back to where they have been: a wavelet would go round for ever."""
+
+
+class ColorClashError(FabricError):
+    """A color is routed in two ways at one router, and its switch has no position left for the second."""
+
+
+class QueueSizeError(FabricError):
+    """A queue of the fabric has room for no wavelet."""
+
+
+class MissingReceiverError(FabricError):
+    """Wavelets go where nobody takes them in, or are awaited where none come."""
+
+
+class DeadlockError(FabricError):
+    """Nothing moves any more and the program has not ended; `report` has the PEs, colors and queues."""
+
+
+class CycleLimitError(FabricError):
+    """The program has not ended after as many cycles as it was given."""

@@ -1,0 +1,208 @@
+"""Run a program of a fabric and say what happened: values, cycles, what every link and queue carried, who waited."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wsc.errors import ArgumentError, CycleLimitError, DeadlockError
+from wsc.runtime.fabric.bits import unbanded, unpack
+from wsc.runtime.fabric.check import check
+from wsc.runtime.fabric.combine import checked
+from wsc.runtime.fabric.engine import run
+from wsc.runtime.fabric.program import PORTS, Fabric, port_names
+from wsc.runtime.fabric.sizes import Sizes, Timing, bound, sizes_of
+from wsc.runtime.fabric.state import EVENTS, start, tables_of
+
+LIMIT = 10_000_000  # cycles of a run that was given no limit
+SHOWN = 8  # PEs and queues that a report names
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a program did. Arrays are [..., rows, columns], one entry a PE or router.
+
+    `memory` is every PE's words after the run, as the dtype that it was given; `counts` has by name the wavelets sent
+    over each link ("north" to "east", "up" and "down" the ramp) and the cycles a PE was "busy", "starved" of input,
+    "blocked" by a full queue, "preparing" an instruction or "running" at all, and that a router's wavelets found the
+    way "full" or "lost" a link to another color; `occupancy` [color, ...] is the mean length of a router's queue over
+    the run in words, `peak` its longest.
+    """
+
+    cycles: int
+    fabric: Fabric
+    timing: Timing
+    memory: np.ndarray | None
+    counts: dict[str, np.ndarray] = field(default_factory=dict)
+    occupancy: np.ndarray | None = None
+    peak: np.ndarray | None = None
+
+    @property
+    def finished(self) -> np.ndarray:
+        """The cycle after a PE's last; 0 where it had nothing to do."""
+        return self.counts["running"]
+
+    def stalls(self) -> dict[str, int]:
+        """Cycles summed over PEs and routers, by cause."""
+        causes = ("starved", "blocked", "preparing", "full", "lost")
+        return {name: int(self.counts[name].sum()) for name in causes}
+
+    def __repr__(self) -> str:
+        pes = self.fabric.rows * self.fabric.columns
+        return f"<fabric Run: {self.cycles:,} cycles of {pes:,} PEs, {self.timing}>"
+
+
+def simulate(
+    fabric: Fabric,
+    timing: Timing = Timing(),  # noqa: B008 - a value
+    memory: Any = None,
+    combine: str = "add",
+    limit: int = LIMIT,
+    watch: bool = True,
+) -> Run:
+    """Run a program to its end, cycle by cycle.
+
+    memory: [words, rows, columns] of float32, int32, uint32, or [words, rows, columns, 2] of a 16-bit dtype: what the
+    PEs have before; without it only time is simulated. combine: "add", "max", "min" or "mul", what an instruction does
+    with its operands. `watch=False` leaves out all counts. Raises RouteLoopError, MissingReceiverError, QueueSizeError
+    and ArgumentError before the first cycle, DeadlockError and CycleLimitError where it comes to no end.
+
+    >>> from wsc.runtime.fabric.lines import reduce
+    >>> line = reduce("chain", 4, wavelets=2)
+    >>> run = simulate(line, memory=np.arange(8.0, dtype=np.float32).reshape(2, 1, 4))
+    >>> run.cycles, run.memory[:, 0, 0].tolist()                    # 2 + 6 * 3 cycles
+    (20, [6.0, 22.0])
+    """
+    timing.check()
+    check(fabric)
+    words, kind = (None, "float32") if memory is None else _words(fabric, memory)
+    values = None if memory is None else checked(kind, combine)
+    z = sizes_of(fabric, timing, values, watch)
+    tables = tables_of(fabric, z)
+    _check_memory(fabric, words)
+    state = run(z, tables, start(fabric, z, tables, words), jnp.int32(min(limit, LIMIT)))
+    if not bool(state["done"]):
+        raise _unended(fabric, z, state, limit)
+    return _read(fabric, z, state, kind)
+
+
+def _words(fabric: Fabric, memory: Any) -> tuple[np.ndarray, str]:
+    """Memory as 32-bit words, and its dtype."""
+    array = np.asarray(memory)
+    kind = str(array.dtype)
+    checked(kind, "add")
+    grid = (fabric.rows, fabric.columns)
+    if array.dtype.itemsize == 2:
+        good = array.ndim == 4 and array.shape[1:] == (*grid, 2)
+        wanted = f"[words, {grid[0]}, {grid[1]}, 2]"
+    else:
+        good = array.ndim == 3 and array.shape[1:] == grid
+        wanted = f"[words, {grid[0]}, {grid[1]}]"
+    if not good or not len(array):
+        raise ArgumentError(f"memory is {kind}{list(array.shape)}: expected {kind}{wanted}, at least one word")
+    if array.dtype.itemsize == 2:
+        half = np.ascontiguousarray(array).view(np.uint16).astype(np.uint32)
+        return half[..., 0] | half[..., 1] << 16, kind
+    return np.ascontiguousarray(array).view(np.uint32), kind
+
+
+def _check_memory(fabric: Fabric, words: np.ndarray | None):
+    if words is None:
+        return
+    code = fabric.code
+    touches = (code["flags"] & 3) > 0
+    end = np.where(touches, code["address"] + code["length"], 0)
+    if end.size and end.max() > len(words):
+        _, i, y, x = np.unravel_index(int(end.argmax()), end.shape)
+        raise ArgumentError(
+            f"instruction {i} of PE ({y}, {x}) reaches word {int(end.max())} of its memory, which has {len(words)}"
+        )
+
+
+def _read(fabric: Fabric, z: Sizes, state: dict, kind: str) -> Run:
+    memory = None
+    if z.values:
+        held = np.asarray(jnp.moveaxis(state["memory"][:, :, :-1], 2, 0))
+        memory = _as(unbanded(held, fabric.rows), kind)
+    found: dict[str, Any] = {}
+    cycles = int(state["cycle"])
+    if z.watch:
+        counted = unbanded(np.asarray(state["counted"]), fabric.rows)
+        queues = counted[len(EVENTS) :].reshape(z.colors, z.timing.router, fabric.rows, fabric.columns)
+        found = {
+            "counts": dict(zip(EVENTS, counted, strict=False)),
+            "occupancy": queues.sum(axis=1) / max(cycles, 1),
+            "peak": unbanded(np.asarray(unpack(state["peak"])), fabric.rows).sum(axis=1),
+        }
+    return Run(cycles, fabric, z.timing, memory, **found)
+
+
+def _as(words: np.ndarray, kind: str) -> np.ndarray:
+    dtype = jnp.dtype(kind)
+    if dtype.itemsize == 4:
+        return np.ascontiguousarray(words).view(dtype)
+    halves = np.stack([words & 0xFFFF, words >> 16], axis=-1).astype(np.uint16)
+    return halves.view(dtype)
+
+
+def _unended(fabric: Fabric, z: Sizes, state: dict, limit: int) -> DeadlockError | CycleLimitError:
+    cycle, stuck = int(state["cycle"]), not bool(state["going"])
+    lines = list(_held(fabric, z, jax.device_get({k: v for k, v in state.items() if k in _REPORTED})))
+    what = (
+        f"nothing moves any more in cycle {cycle:,}"
+        if stuck
+        else f"the program has not ended after {cycle:,} cycles, its limit; give simulate a larger one if it should go on"
+    )
+    text = "\n  ".join([what, *lines])
+    return DeadlockError(text) if stuck else CycleLimitError(text)
+
+
+_REPORTED = ("at", "now", "queued", "in_queued", "out_color", "position_out", "late", "in_late")
+
+
+def _held(fabric: Fabric, z: Sizes, state: dict) -> Iterator[str]:
+    """Who waits for what, and what the queues hold."""
+
+    def grid(words):
+        return unbanded(np.asarray(unpack(jnp.asarray(words))), fabric.rows)
+
+    binding = bound(fabric)
+    queued, inward = grid(state["queued"]).sum(axis=1), grid(state["in_queued"]).sum(axis=1)
+    for thread in range(len(z.threads)):
+        at, fields = grid(state["at"][thread]), grid(state["now"][thread])
+        waiting = np.argwhere(at.any(axis=0))
+        for y, x in waiting[:SHOWN]:
+            i = int(at[:, y, x].argmax())
+            reads, sends = (_colors(fabric.code[name][thread, i, y, x]) for name in ("reads", "sends"))
+            left = sum(int(fields[z.fields + b, y, x]) << b for b in range(z.length_bits))
+            lacks = [k for k in reads if not inward[binding[k, y, x], y, x]]
+            why = f"waits for color {', '.join(map(str, lacks))}" if lacks else "its way out is full" if sends else "runs"
+            yield (
+                f"PE ({y}, {x}), thread {thread}, instruction {i}: {left} elements left, reads "
+                f"{reads or 'nothing'}, sends {sends or 'nothing'}: {why}"
+            )
+        if len(waiting) > SHOWN:
+            yield f"and {len(waiting) - SHOWN:,} PEs more"
+    position = grid(state["position_out"])
+    full = np.argwhere(queued > 0)
+    for k, y, x in full[:SHOWN]:
+        i = int(position[:, k, y, x].argmax())
+        way = port_names(fabric.tx[k, i, y, x])
+        yield f"router queue of color {k} at PE ({y}, {x}): {queued[k, y, x]} words, switch in position {i}, to {way}"
+    if len(full) > SHOWN:
+        yield f"and {len(full) - SHOWN:,} router queues more"
+    full = np.argwhere((binding >= 0) & (np.take_along_axis(inward, np.maximum(binding, 0), 0) > 0))
+    for k, y, x in full[:SHOWN]:
+        yield f"PE's inward queue of color {k} at PE ({y}, {x}): {inward[binding[k, y, x], y, x]} words"
+    if len(full) > SHOWN:
+        yield f"and {len(full) - SHOWN:,} inward queues more"
+
+
+def _colors(mask) -> list[int]:
+    return [k for k in range(32) if int(mask) >> k & 1]
+
+
+__all__ = ["LIMIT", "PORTS", "Run", "Timing", "simulate"]

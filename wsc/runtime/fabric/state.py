@@ -1,0 +1,127 @@
+"""A program as the arrays that the cycle works on: tables that stay, and the state before the first cycle."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wsc.runtime.fabric.bits import banded, pack, planes
+from wsc.runtime.fabric.program import FLAGS, NOWHERE, PORTS, THREADS, Fabric
+from wsc.runtime.fabric.sizes import Sizes, Tables, bound
+from wsc.runtime.fabric.values import no_moves
+
+LOW = 5  # bits of the counters that are emptied into whole numbers before they run over
+
+
+def tables_of(fabric: Fabric, z: Sizes) -> Tables:
+    """The tables of a program."""
+    rx, tx = fabric.rx[:, : z.positions], fabric.tx[:, : z.positions]
+    routes = np.stack([rx == p for p in PORTS] + [(tx >> p & 1) > 0 for p in PORTS], axis=2)
+    more = np.concatenate([rx[:, 1:] != NOWHERE, np.zeros_like(rx[:, :1], bool)], axis=1)  # the last position stays
+    controls = planes(np.where(more, fabric.controls[:, : z.positions], 0), z.control_bits)
+    threads = range(len(z.threads))
+    code = {name: _at_least_one(table, z) for name, table in fabric.code.items()}
+    binding = bound(fabric)
+    masks = [
+        np.bitwise_or.reduce([(code["reads"] >> k & 1) * (binding[k] == q) for k in colors])
+        for q, colors in enumerate(z.inward)
+    ]
+    masks += [code["sends"] >> k & 1 for k in range(z.colors)]
+    masks += [code["flags"] >> i & 1 for i in range(len(FLAGS))]
+    fields = [
+        np.concatenate(
+            [
+                np.stack([pack(m[i]) for m in masks], axis=1),
+                planes(code["length"][i], z.length_bits),
+                planes(code["repeat"][i], z.repeat_bits),
+            ],
+            axis=1,
+        )
+        for i in threads
+    ]
+    return Tables(
+        jnp.asarray(np.swapaxes(pack(routes), 0, 1)),
+        jnp.asarray(np.swapaxes(controls, 0, 1)),
+        [jnp.asarray(f) for f in fields],
+        [jnp.asarray(pack(code["length"][i] > 0)) for i in threads],
+        [
+            jnp.zeros(0, jnp.int32) if z.threads[i].addresses else jnp.asarray(banded(code["address"][i]), jnp.int32)
+            for i in threads
+        ],
+        [{k: jnp.asarray(pack(binding[k] == q)) for k in colors} for q, colors in enumerate(z.inward)],
+    )
+
+
+def _at_least_one(table: np.ndarray, z: Sizes) -> np.ndarray:
+    return table if table.shape[1] else np.zeros((THREADS, z.instructions, *table.shape[2:]), table.dtype)
+
+
+def start(fabric: Fabric, z: Sizes, tables: Tables, memory: np.ndarray | None) -> dict[str, Any]:
+    """The state before the first cycle; `memory` is [words, rows, columns] of 32 bits."""
+    t, k = z.timing, z.colors
+    words = tables.routes.shape[-2:]
+    threads = range(len(z.threads))
+
+    def zeros(*front):
+        return jnp.zeros((*front, *words), jnp.uint32)
+
+    begun = [jnp.asarray(pack(fabric.instructions[i] > 0)) for i in threads]
+    first = jnp.zeros((z.positions, k, *words), jnp.uint32).at[0].set(~jnp.uint32(0))
+    state: dict[str, Any] = {
+        "cycle": jnp.int32(0),
+        "going": jnp.bool_(True),
+        "done": jnp.bool_(False),
+        "position_in": first,
+        "position_out": first,
+        "left_in": tables.controls[0],
+        "left_out": tables.controls[0],
+        "route_in": tables.routes[0, :, :5],
+        "route_out": tables.routes[0, :, 5:],
+        "queued": zeros(k, t.router),
+        "control": zeros(k, t.router),
+        "late": zeros(k, t.deliver - 1),
+        "out_color": zeros(t.outward, k),
+        "out_control": zeros(t.outward),
+        "out_late": zeros(t.ramp - 1),
+        "in_queued": zeros(len(z.inward), t.inward),
+        "in_late": zeros(len(z.inward), t.ramp - 1),
+        "at": [zeros(z.instructions).at[0].set(begun[i]) for i in threads],
+        "now": [tables.code[i][0] for i in threads],
+        "wait": [
+            jnp.stack([begun[i] if t.setup >> b & 1 else zeros() for b in range(max(1, t.setup.bit_length()))])
+            for i in threads
+        ],
+    }
+    if z.values:
+        if memory is None:
+            memory = np.zeros((1, fabric.rows, fabric.columns), np.uint32)
+        lines = banded(np.concatenate([memory, np.zeros_like(memory[:1])]))  # the last is for what is not stored
+        plane = jnp.zeros((32, *words), jnp.uint32)
+        state |= {
+            "memory": jnp.moveaxis(jnp.asarray(lines), 0, 2),  # [band, row of the band, word, column]
+            "address": [
+                jnp.full(plane.shape, a[0], jnp.int32) if (a := z.threads[i].addresses) else tables.address[i][0]
+                for i in threads
+            ],
+            "value": [[plane] * t.router for _ in range(k)],
+            "moves": no_moves(z, zeros()),
+            "out_value": [plane] * t.outward,
+            "in_value": [[plane] * t.inward for _ in z.inward],
+        }
+    if z.watch:
+        events = len(EVENTS) + k * t.router
+        state |= {
+            "low": zeros(events, LOW),
+            "counted": jnp.zeros((events, 32, *words), jnp.int32),
+            "peak": zeros(k, t.router),
+        }
+    return jax.tree.map(jnp.copy, state)  # no array twice: the run takes them over
+
+
+EVENTS = (
+    "north", "south", "west", "east",  # wavelets sent over each link
+    "up", "down",  # and over the ramp
+    "busy", "starved", "blocked", "preparing", "running",  # cycles of a PE, its program not ended
+    "full", "lost",  # cycles that a router has wavelets whose way on is full, or that lose a link to another color
+)  # fmt: skip

@@ -1,0 +1,164 @@
+"""The values of a cycle: they move as their wavelets do, and PEs combine them with what their memory has.
+
+What moves is decided without them, so they follow one cycle behind: what a cycle decided is part of the state.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from wsc.runtime.fabric import bits
+from wsc.runtime.fabric.bits import unpack
+from wsc.runtime.fabric.combine import combine
+from wsc.runtime.fabric.sizes import Sizes, Tables
+
+class Done(NamedTuple):
+    """What a thread did: an element, the last of an instruction; the instruction's colors and flags; where it is then."""
+
+    fire: Any
+    last: Any
+    reads: list
+    sends: Any
+    load: Any
+    store: Any
+    at: Any
+
+
+class Moves(NamedTuple):
+    """What a cycle decided, in words of 32 PEs: by color whether any router's queue is or gets longer than one
+    wavelet, what leaves routers, by which port others come, and which place
+    of the queue they take; the same of PEs' queues inward, with the color that comes, and of the one outward; by thread what is done."""
+
+    deep: list
+    leave: list
+    comes: list[dict[int, Any]]
+    put: list[list]
+    taken: list
+    in_comes: list[dict[int, Any]]
+    in_put: list[list]
+    up: Any
+    out_put: list
+    threads: list[Done]
+
+
+def no_moves(z: Sizes, words: Any) -> Moves:
+    """What was decided before the first cycle; `words` are zeros."""
+    colors, t = range(z.colors), z.timing
+    done = Done(words, words, [words for _ in z.inward], words, words, words, jnp.stack([words] * z.instructions))
+    return Moves(
+        [jnp.bool_(False) for _ in colors],
+        [words for _ in colors],
+        [{p: words for p in z.neighbours(k)} for k in colors],
+        [[words] * t.router for _ in colors],
+        [words for _ in z.inward],
+        [dict.fromkeys(colors, words) for colors in z.inward],
+        [[words] * t.inward for _ in z.inward],
+        words,
+        [words] * t.outward,
+        [done for _ in z.threads],
+    )
+
+
+def values(z: Sizes, tables: Tables, s: dict[str, Any]) -> dict[str, Any]:
+    """Values, memories and addresses after the moves of the cycle before."""
+    moves: Moves = s["moves"]
+    memory, addresses, sent = s["memory"], [], None
+    read = jnp.zeros_like(s["out_value"][0])
+    for i, done in enumerate(moves.threads):
+        result, read, memory = _element(z, i, s, memory, read, done)
+        addresses.append(_address(z, tables, i, s["address"][i], done))
+        if z.threads[i].sends:
+            sent = result if sent is None else jnp.where(unpack(done.fire & done.sends), result, sent)
+    router, inward = [], []
+    for k in range(z.colors):
+        first, comes = s["value"][k][0], s["out_value"][0]
+        for port, here in moves.comes[k].items():
+            comes = jnp.where(unpack(here), bits.values_from(port, first), comes)
+        router.append(_moved_if(moves.deep[k], s["value"][k], moves.leave[k], moves.put[k], comes))
+    for q, colors in enumerate(z.inward):
+        comes = s["value"][colors[0]][0]
+        for k in colors[1:]:
+            comes = jnp.where(unpack(moves.in_comes[q][k]), s["value"][k][0], comes)
+        inward.append(_moved(s["in_value"][q], moves.taken[q], moves.in_put[q], comes))
+    outward = s["out_value"] if sent is None else _moved(s["out_value"], moves.up, moves.out_put, sent)
+    return {"memory": memory, "address": addresses, "value": router, "in_value": inward, "out_value": outward}
+
+
+def _element(z: Sizes, i: int, s, memory, before, done: Done):
+    """The result of a thread's element, what was read last (`before` it, where it reads nothing), and the memory after
+    it is stored."""
+    thread, value, read = z.threads[i], None, None
+    assert z.values is not None
+    if thread.reads:
+        for q in range(len(z.inward)):
+            head = s["in_value"][q][0]
+            if value is None:
+                value, read = head, done.reads[q]
+                continue
+            both = head
+            if thread.doubles:
+                both = jnp.where(unpack(read), combine(value, head, *z.values), head)
+            value = jnp.where(unpack(done.reads[q]), both, value)
+            read = read | done.reads[q]
+    bands, high, words, columns = memory.shape
+    line = jnp.arange(bands * high, dtype=jnp.int32).reshape(bands, high, 1) * words
+    column = jnp.arange(columns, dtype=jnp.int32)
+    result = value
+    if thread.loads:
+        where = (line + s["address"][i]) * columns + column
+        before = memory.reshape(-1).at[where].get(mode="promise_in_bounds")
+        if value is None:
+            result = before
+        else:
+            result = jnp.where(unpack(done.load & read), combine(value, before, *z.values), before)
+            result = jnp.where(unpack(read & ~done.load), value, result)
+    if not thread.stores:
+        return result, before, memory
+    # Others store what was read, into a word for that: so compilers see that memory was read before it is changed.
+    keeps, address, kept = done.fire & done.store, s["address"][i], before if result is None else result
+    if z.storing is not None:
+        few = jnp.asarray(z.storing, jnp.int32)
+        keeps, address, kept, before_here, column = (a[..., few] for a in (keeps, address, kept, before, column))
+    else:
+        before_here = before
+    keeps = unpack(keeps)
+    where = (line + jnp.where(keeps, address, words - 1)) * columns + column
+    kept = jnp.where(keeps, kept, before_here)
+    flat = memory.reshape(-1).at[where].set(kept, mode="promise_in_bounds", unique_indices=True)
+    return result, before, flat.reshape(memory.shape)
+
+
+def _address(z: Sizes, tables: Tables, i: int, address, done: Done):
+    """Where in memory a thread is next."""
+    thread = z.threads[i]
+    if not thread.loads and not thread.stores:
+        return address
+    address = address + unpack(done.fire & (done.load | done.store)).astype(jnp.int32)
+    if thread.addresses is None:
+        picked = sum(jnp.where(unpack(done.at[j]), tables.address[i][j], 0) for j in range(z.instructions))
+    elif len(set(thread.addresses)) == 1:
+        picked = thread.addresses[0]
+    else:
+        picked = sum(jnp.where(unpack(done.at[j]), a, 0) for j, a in enumerate(thread.addresses) if a)
+    return jnp.where(unpack(done.last), picked, address).astype(jnp.int32)
+
+
+def _moved(held: list, leaves, put: list, comes) -> list:
+    """The values of a queue after its first one leaves and another comes."""
+    leaves, after = unpack(leaves), []
+    for i, value in enumerate(held):
+        kept = jnp.where(leaves, held[i + 1], value) if i + 1 < len(held) else value
+        after.append(jnp.where(unpack(put[i]), comes, kept))
+    return after
+
+
+def _moved_if(deep, held: list, leaves, put: list, comes) -> list:
+    """The same for queues that are seldom longer than one: the other places are left alone while they are empty."""
+    if len(held) == 1:
+        return _moved(held, leaves, put, comes)
+
+    def short():
+        return [jnp.where(unpack(put[0]), comes, held[0]), *held[1:]]
+
+    return lax.cond(deep, lambda: _moved(held, leaves, put, comes), short)
