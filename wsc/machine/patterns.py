@@ -95,16 +95,16 @@ def _line(pattern: str, pes: int, wavelets: float, c: Costs, distance: int) -> l
         options = [(name, groups, all_reduce(name, line, c, groups)) for name, groups in ways(pes, wavelets)]
         return [*options, ("ring", (), all_reduce("ring", line, c))]
     if pattern == "shift":
-        return [("shift", (), _passing(pes, min(distance, max(1, pes - 1)), wavelets, c))]
+        return [("shift", (), passing(pes, min(distance, max(1, pes - 1)), wavelets, c))]
     if pattern == "exchange":
-        return [("interleaved", (), _exchange(pes, wavelets, c))]
+        return [("interleaved", (), exchange(pes, wavelets, c))]
     if pattern in ("gather", "scatter"):
         form = reduce("star", line, c)
         return [(pattern, (), form)]
     return [("direct", (), _all_to_all(pes, wavelets, c)), ("ring", (), _ring_all_to_all(pes, wavelets, c))]
 
 
-def _passing(pes: int, distance: int, wavelets: float, c: Costs) -> Form:
+def passing(pes: int, distance: int, wavelets: float, c: Costs) -> Form:
     """Everyone sends to the PE `distance` hops on; of the messages that share a link all but one wait."""
     if pes <= 1:
         return NOTHING
@@ -113,7 +113,7 @@ def _passing(pes: int, distance: int, wavelets: float, c: Costs) -> Form:
     return Form(distance * c.hop + c.relay, load / c.width, 2 * c.setup, sent, sent * distance, min(distance + 1, 4))
 
 
-def _exchange(pes: int, wavelets: float, c: Costs) -> Form:
+def exchange(pes: int, wavelets: float, c: Costs) -> Form:
     """Everyone to the next of a ring folded onto the line: two hops, and one at either end."""
     if pes <= 1:
         return NOTHING

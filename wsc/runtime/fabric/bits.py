@@ -9,6 +9,7 @@ A counter is a stack of such words, the lowest bit first.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 BANDS = 32
 
@@ -109,6 +110,11 @@ def any_of(words) -> jax.Array:
     for w in words[1:]:
         found = found | w
     return found
+
+
+def union(stack: jax.Array) -> jax.Array:
+    """The bits that are set in any of a stack of words."""
+    return lax.reduce(stack, jnp.uint32(0), lax.bitwise_or, (0,))
 
 
 def is_one(counter: jax.Array) -> jax.Array:

@@ -128,27 +128,32 @@ def _shape(algorithm: str, pes: int, wavelets: int, shape: tuple[int, ...]) -> t
     return (generated_depth(pes, wavelets),) if algorithm == "generated" and not shape else shape
 
 
-def shift(pes: int, distance: int, wavelets: int) -> Fabric:
+def shift(pes: int, distance: int, wavelets: int, colors: int = 18) -> Fabric:
     """Words 0 to `wavelets` of every PE to words `wavelets` on of the PE `distance` further east.
 
-    The line is cut into blocks of `distance` PEs, whose messages take two colors in turn: each ends in the next block. A
-    router sends its own PE's message first, then passes on those of the PEs before it in its block, the nearest first,
-    and of the block before all but the last, which is its PE's.
+    The messages of `distance` + 1 neighbours each have a color of their own, and share their links; with fewer `colors`
+    it takes two: the line is cut into blocks of `distance` PEs, whose messages have one and the other in turn and end in
+    the next block; a router sends its own PE's message first, then those of the PEs before it, the nearest first.
     """
     line = _line(pes, wavelets, 1)
     if distance < 1:
         raise ArgumentError(f"a shift by {distance}: it must be at least 1")
     if distance >= pes:
         return line
-    colors = line.color(), line.color()
+    apart = distance + 1 <= colors
+    used = [line.color() for _ in range(distance + 1 if apart else 2)]
+
+    def color(source: int) -> int:
+        return used[source % len(used) if apart else source // distance % 2]
+
     for source in range(pes - distance - 1, -1, -1):
-        _message(line, colors[source // distance % 2], source, source + distance)
+        _message(line, color(source), source, source + distance)
     for pe in range(pes):
         if pe + distance < pes:
-            line.instruct((0, pe), Instruction(wavelets, sends=colors[pe // distance % 2], load=True))
+            line.instruct((0, pe), Instruction(wavelets, sends=color(pe), load=True))
         if pe >= distance:
-            color = colors[(pe - distance) // distance % 2]
-            line.instruct((0, pe), Instruction(wavelets, reads=(color,), store=True, address=wavelets, thread=1))
+            taking = Instruction(wavelets, reads=(color(pe - distance),), store=True, address=wavelets, thread=1)
+            line.instruct((0, pe), taking)
     return line
 
 

@@ -174,25 +174,25 @@ class Fabric:
         return many
 
 
-def stacked(fabrics: Sequence[Fabric]) -> Fabric:
-    """Programs one below the other, each at the left, on a grid as wide as the widest: they do not meet.
+def stacked(fabrics: Sequence[Fabric], columns: int = 0) -> Fabric:
+    """Programs one below the other, each at the left, on a grid as wide as the widest, or of `columns`: they do not meet.
 
     Colors of the same number are the same color, and PEs outside do nothing.
     """
-    whole = Fabric(sum(f.rows for f in fabrics), max(f.columns for f in fabrics))
+    whole = Fabric(sum(f.rows for f in fabrics), max(columns, *(f.columns for f in fabrics)))
     for _ in range(max(f.colors for f in fabrics)):
         whole.color()
     depth = max(f.code["length"].shape[1] for f in fabrics)
     whole.code = {name: np.zeros((THREADS, depth, whole.rows, whole.columns), np.uint32) for name in FIELDS}
     top = 0
     for f in fabrics:
-        rows, columns = slice(top, top + f.rows), slice(f.columns)
-        whole.rx[: f.colors, :, rows, columns] = f.rx
-        whole.tx[: f.colors, :, rows, columns] = f.tx
-        whole.controls[: f.colors, :, rows, columns] = f.controls
+        rows, across = slice(top, top + f.rows), slice(f.columns)
+        whole.rx[: f.colors, :, rows, across] = f.rx
+        whole.tx[: f.colors, :, rows, across] = f.tx
+        whole.controls[: f.colors, :, rows, across] = f.controls
         for name, table in f.code.items():
-            whole.code[name][:, : table.shape[1], rows, columns] = table
-        whole.instructions[:, rows, columns] = f.instructions
+            whole.code[name][:, : table.shape[1], rows, across] = table
+        whole.instructions[:, rows, across] = f.instructions
         top += f.rows
     return whole
 

@@ -131,11 +131,11 @@ def _read(fabric: Fabric, z: Sizes, state: dict, kind: str) -> Run:
     cycles = int(state["cycle"])
     if z.watch:
         counted = unbanded(np.asarray(state["counted"]), fabric.rows)
-        queues = counted[len(EVENTS) :].reshape(z.colors, z.timing.router, fabric.rows, fabric.columns)
+        queues = counted[len(EVENTS) :].reshape(z.timing.router, z.colors, fabric.rows, fabric.columns)
         found = {
             "counts": dict(zip(EVENTS, counted, strict=False)),
-            "occupancy": queues.sum(axis=1) / max(cycles, 1),
-            "peak": unbanded(np.asarray(unpack(state["peak"])), fabric.rows).sum(axis=1),
+            "occupancy": queues.sum(axis=0) / max(cycles, 1),
+            "peak": unbanded(np.asarray(unpack(state["peak"])), fabric.rows).sum(axis=0),
         }
     return Run(cycles, fabric, z.timing, memory, **found)
 
@@ -170,7 +170,7 @@ def _held(fabric: Fabric, z: Sizes, state: dict) -> Iterator[str]:
         return unbanded(np.asarray(unpack(jnp.asarray(words))), fabric.rows)
 
     binding = bound(fabric)
-    queued, inward = grid(state["queued"]).sum(axis=1), grid(state["in_queued"]).sum(axis=1)
+    queued, inward = grid(state["queued"]).sum(axis=0), grid(state["in_queued"]).sum(axis=1)
     for thread in range(len(z.threads)):
         at, fields = grid(state["at"][thread]), grid(state["now"][thread])
         waiting = np.argwhere(at.any(axis=0))

@@ -7,7 +7,7 @@ import numpy as np
 
 from wsc.errors import QueueSizeError
 from wsc.machine.wafer import Wafer
-from wsc.runtime.fabric.program import FLAGS, NOWHERE, OPPOSITE, PORTS, RAMP, THREADS, Fabric
+from wsc.runtime.fabric.program import FLAGS, NOWHERE, PORTS, RAMP, THREADS, Fabric
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Sizes:
 
     timing: Timing
     colors: int
-    ports_in: tuple[tuple[int, ...], ...]  # of each color
-    ports_out: tuple[tuple[int, ...], ...]
-    forks: tuple[bool, ...]  # a router delivers and passes on
+    ports_in: tuple[int, ...]  # by which any router takes in any color
+    ports_out: tuple[int, ...]
+    forks: bool  # a router delivers and passes on
     shared: bool  # colors meet at a port
     positions: int
     instructions: int
@@ -79,10 +79,6 @@ class Sizes:
     storing: tuple[int, ...] | None  # columns with PEs that store, where they are few
     watch: bool
 
-    def neighbours(self, color: int) -> tuple[int, ...]:
-        """Ports by which a color comes from a neighbour."""
-        return tuple(p for p in self.ports_in[color] if p != RAMP and OPPOSITE[p] in self.ports_out[color])
-
     @property
     def fields(self) -> int:
         """Of an instruction: queues that it reads, colors that it sends, flags."""
@@ -90,11 +86,12 @@ class Sizes:
 
 
 class Tables(NamedTuple):
-    """Routes [position, color, port in and out, ...], controls [position, color, bits, ...]; instructions
+    """Routes [position, port, color, ...], controls [position, bit, color, ...]; instructions
     of each thread [instruction, field and bits of length and repeat, ...], packed; who has them; addresses where they
-    differ; the queue inward of each color."""
+    differ; colors of each queue inward [queue, color, ...]."""
 
-    routes: Any
+    routes_in: Any
+    routes_out: Any
     controls: Any
     code: Any
     present: Any
@@ -106,9 +103,9 @@ def sizes_of(fabric: Fabric, timing: Timing, values: tuple[str, str] | None, wat
     """The sizes of a program."""
     used = fabric.rx != NOWHERE
     tx = fabric.tx
-    ports_in = tuple(tuple(p for p in PORTS if (fabric.rx[k] == p).any()) for k in range(fabric.colors))
-    ports_out = tuple(tuple(p for p in PORTS if (tx[k] >> p & 1).any()) for k in range(fabric.colors))
-    forks = tuple(bool(((tx[k] >> RAMP & 1) & ((tx[k] & 15) != 0)).any()) for k in range(fabric.colors))
+    ports_in = tuple(p for p in PORTS if (fabric.rx == p).any())
+    ports_out = tuple(p for p in PORTS if (tx >> p & 1).any())
+    forks = bool(((tx >> RAMP & 1) & ((tx & 15) != 0)).any())
     ever = np.bitwise_or.reduce(tx, axis=1, initial=0)
     met = np.zeros(ever.shape[1:], np.uint8)
     shared = False

@@ -16,10 +16,9 @@ LOW = 5  # bits of the counters that are emptied into whole numbers before they 
 
 def tables_of(fabric: Fabric, z: Sizes) -> Tables:
     """The tables of a program."""
-    rx, tx = fabric.rx[:, : z.positions], fabric.tx[:, : z.positions]
-    routes = np.stack([rx == p for p in PORTS] + [(tx >> p & 1) > 0 for p in PORTS], axis=2)
-    more = np.concatenate([rx[:, 1:] != NOWHERE, np.zeros_like(rx[:, :1], bool)], axis=1)  # the last position stays
-    controls = planes(np.where(more, fabric.controls[:, : z.positions], 0), z.control_bits)
+    rx, tx = (np.swapaxes(a[:, : z.positions], 0, 1) for a in (fabric.rx, fabric.tx))
+    more = np.concatenate([rx[1:] != NOWHERE, np.zeros_like(rx[:1], bool)])  # the last position stays
+    controls = np.where(more, np.swapaxes(fabric.controls[:, : z.positions], 0, 1), 0)
     threads = range(len(z.threads))
     code = {name: _at_least_one(table, z) for name, table in fabric.code.items()}
     binding = bound(fabric)
@@ -41,15 +40,16 @@ def tables_of(fabric: Fabric, z: Sizes) -> Tables:
         for i in threads
     ]
     return Tables(
-        jnp.asarray(np.swapaxes(pack(routes), 0, 1)),
-        jnp.asarray(np.swapaxes(controls, 0, 1)),
+        jnp.asarray(np.stack([pack(rx == p) for p in z.ports_in], axis=1)),
+        jnp.asarray(np.stack([pack(tx >> p & 1) for p in z.ports_out], axis=1)),
+        jnp.asarray(np.stack([pack(controls >> b & 1) for b in range(z.control_bits)], axis=1)),
         [jnp.asarray(f) for f in fields],
         [jnp.asarray(pack(code["length"][i] > 0)) for i in threads],
         [
-            jnp.zeros(0, jnp.int32) if z.threads[i].addresses else jnp.asarray(banded(code["address"][i]), jnp.int32)
+            jnp.zeros(0, jnp.int32) if z.threads[i].addresses else jnp.asarray(banded(code["address"][i]), jnp.uint16)
             for i in threads
         ],
-        [{k: jnp.asarray(pack(binding[k] == q)) for k in colors} for q, colors in enumerate(z.inward)],
+        jnp.asarray(np.stack([pack(binding == q) for q in range(len(z.inward))])) if z.inward else jnp.zeros(0),
     )
 
 
@@ -60,7 +60,7 @@ def _at_least_one(table: np.ndarray, z: Sizes) -> np.ndarray:
 def start(fabric: Fabric, z: Sizes, tables: Tables, memory: np.ndarray | None) -> dict[str, Any]:
     """The state before the first cycle; `memory` is [words, rows, columns] of 32 bits."""
     t, k = z.timing, z.colors
-    words = tables.routes.shape[-2:]
+    words = tables.routes_in.shape[-2:]
     threads = range(len(z.threads))
 
     def zeros(*front):
@@ -76,11 +76,11 @@ def start(fabric: Fabric, z: Sizes, tables: Tables, memory: np.ndarray | None) -
         "position_out": first,
         "left_in": tables.controls[0],
         "left_out": tables.controls[0],
-        "route_in": tables.routes[0, :, :5],
-        "route_out": tables.routes[0, :, 5:],
-        "queued": zeros(k, t.router),
-        "control": zeros(k, t.router),
-        "late": zeros(k, t.deliver - 1),
+        "route_in": tables.routes_in[0],
+        "route_out": tables.routes_out[0],
+        "queued": zeros(t.router, k),
+        "control": zeros(t.router, k),
+        "late": zeros(t.deliver - 1, k),
         "out_color": zeros(t.outward, k),
         "out_control": zeros(t.outward),
         "out_late": zeros(t.ramp - 1),
@@ -101,20 +101,20 @@ def start(fabric: Fabric, z: Sizes, tables: Tables, memory: np.ndarray | None) -
         state |= {
             "memory": jnp.moveaxis(jnp.asarray(lines), 0, 2),  # [band, row of the band, word, column]
             "address": [
-                jnp.full(plane.shape, a[0], jnp.int32) if (a := z.threads[i].addresses) else tables.address[i][0]
+                jnp.full(plane.shape, a[0], jnp.uint16) if (a := z.threads[i].addresses) else tables.address[i][0]
                 for i in threads
             ],
             "value": [[plane] * t.router for _ in range(k)],
-            "moves": no_moves(z, zeros()),
+            "moves": no_moves(z, words),
             "out_value": [plane] * t.outward,
             "in_value": [[plane] * t.inward for _ in z.inward],
         }
     if z.watch:
         events = len(EVENTS) + k * t.router
         state |= {
-            "low": zeros(events, LOW),
+            "low": zeros(LOW, events),
             "counted": jnp.zeros((events, 32, *words), jnp.int32),
-            "peak": zeros(k, t.router),
+            "peak": zeros(t.router, k),
         }
     return jax.tree.map(jnp.copy, state)  # no array twice: the run takes them over
 

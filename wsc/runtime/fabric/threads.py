@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from wsc.runtime.fabric.bits import any_of, is_one, less_one
+from wsc.runtime.fabric.bits import any_of, is_one, less_one, union
 from wsc.runtime.fabric.sizes import Sizes, Tables
 from wsc.runtime.fabric.values import Done
 
@@ -17,8 +17,8 @@ class Thread(NamedTuple):
     it runs, is prepared, has its turn, finds its inputs, may send; whether it does an element, the last, of the last
     repeat."""
 
-    reads: list
-    sends: list
+    reads: Any
+    sends: Any
     load: Any
     store: Any
     control: Any
@@ -42,17 +42,17 @@ def threads(z: Sizes, s: State, there: list, room_out) -> list[Thread]:
     for i in range(len(z.threads)):
         now = s["now"][i]
         nothing = jnp.zeros_like(now[0])
-        reads, sends = list(now[: len(queues)]), list(now[len(queues) : len(queues) + z.colors])
+        reads, sends = now[: len(queues)], now[len(queues) : len(queues) + z.colors]
         load, store, control, slow = now[len(queues) + z.colors : z.fields]
         length, repeat = now[z.fields : z.fields + z.length_bits], now[z.fields + z.length_bits :]
-        running, waiting = any_of(list(s["at"][i])), any_of(list(s["wait"][i]))
-        any_sends = any_of([nothing, *sends])
+        running, waiting = union(s["at"][i]), union(s["wait"][i])
+        any_sends = union(sends)
         has_input = ~any_of([nothing, *(reads[q] & ~there[q] for q in queues)])
         has_room = ~any_sends | room_out
         ready = running & ~waiting & (~slow | even)
         fire = ready & has_input & has_room
         last = fire & is_one(length)
-        there = [t & ~(fire & r) for t, r in zip(there, reads, strict=True)]
+        there = [w & ~(fire & reads[q]) for q, w in enumerate(there)]
         room_out = room_out & ~(fire & any_sends)
         found.append(
             Thread(
@@ -70,13 +70,13 @@ def go_on(z: Sizes, tables: Tables, s: State, i: int, t: Thread) -> tuple[State,
 
     def on(at, now):
         at = (at & ~t.end) | (jnp.concatenate([jnp.zeros_like(at[:1]), at[:-1]]) & t.end & tables.present[i])
-        loaded = lax.reduce(at[:, None] & tables.code[i], jnp.uint32(0), lax.bitwise_or, (0,))
+        loaded = union(at[:, None] & tables.code[i])
         head = (loaded[:after_length] & t.last) | (now[:after_length] & ~t.last)
         tail = (loaded[after_length:] & t.end) | (now[after_length:] & ~t.end)
         return at, jnp.concatenate([head, tail])
 
     at, now = lax.cond(jnp.any(t.last != 0), on, lambda *same: same, s["at"][i], now)
-    begins = t.last & any_of(list(at))
+    begins = t.last & union(at)
     setup = [begins if z.timing.setup >> b & 1 else jnp.zeros_like(begins) for b in range(len(s["wait"][i]))]
     state = {"at": at, "now": now, "wait": less_one(s["wait"][i], t.waiting) | jnp.stack(setup)}
-    return state, Done(t.fire, t.last, t.reads, any_of(t.sends), t.load, t.store, at)
+    return state, Done(t.fire, t.last, t.reads, union(t.sends), t.load, t.store, at)

@@ -11,6 +11,7 @@ from jax import lax
 from wsc.runtime.fabric import bits
 from wsc.runtime.fabric.bits import unpack
 from wsc.runtime.fabric.combine import combine
+from wsc.runtime.fabric.program import OPPOSITE, RAMP
 from wsc.runtime.fabric.sizes import Sizes, Tables
 
 class Done(NamedTuple):
@@ -18,7 +19,7 @@ class Done(NamedTuple):
 
     fire: Any
     last: Any
-    reads: list
+    reads: Any
     sends: Any
     load: Any
     store: Any
@@ -26,36 +27,41 @@ class Done(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """What a cycle decided, in words of 32 PEs: by color whether any router's queue is or gets longer than one
-    wavelet, what leaves routers, by which port others come, and which place
-    of the queue they take; the same of PEs' queues inward, with the color that comes, and of the one outward; by thread what is done."""
+    """What a cycle decided, in words of 32 PEs. Of routers, by color: whether a queue is or gets longer than one wavelet,
+    what leaves, by which port others come, which place of the queue they take; the same of PEs' queues inward, and of the
+    one outward; by thread what is done."""
 
-    deep: list
-    leave: list
-    comes: list[dict[int, Any]]
-    put: list[list]
+    deep: Any
+    leave: Any
+    comes: dict[int, Any]
+    put: list
     taken: list
-    in_comes: list[dict[int, Any]]
+    in_comes: list
     in_put: list[list]
     up: Any
     out_put: list
     threads: list[Done]
 
 
-def no_moves(z: Sizes, words: Any) -> Moves:
-    """What was decided before the first cycle; `words` are zeros."""
-    colors, t = range(z.colors), z.timing
-    done = Done(words, words, [words for _ in z.inward], words, words, words, jnp.stack([words] * z.instructions))
+def no_moves(z: Sizes, words: tuple[int, ...]) -> Moves:
+    """What was decided before the first cycle, for words [row of the band, column]."""
+    t = z.timing
+
+    def zeros(*front):
+        return jnp.zeros((*front, *words), jnp.uint32)
+
+    colors, one = zeros(z.colors), zeros()
+    done = Done(one, one, zeros(len(z.inward)), one, one, one, zeros(z.instructions))
     return Moves(
-        [jnp.bool_(False) for _ in colors],
-        [words for _ in colors],
-        [{p: words for p in z.neighbours(k)} for k in colors],
-        [[words] * t.router for _ in colors],
-        [words for _ in z.inward],
-        [dict.fromkeys(colors, words) for colors in z.inward],
-        [[words] * t.inward for _ in z.inward],
-        words,
-        [words] * t.outward,
+        jnp.zeros(z.colors, bool),
+        colors,
+        {p: colors for p in z.ports_in if p != RAMP and OPPOSITE[p] in z.ports_out},
+        [colors] * t.router,
+        [one for _ in z.inward],
+        [colors for _ in z.inward],
+        [[one] * t.inward for _ in z.inward],
+        one,
+        [one] * t.outward,
         [done for _ in z.threads],
     )
 
@@ -73,9 +79,9 @@ def values(z: Sizes, tables: Tables, s: dict[str, Any]) -> dict[str, Any]:
     router, inward = [], []
     for k in range(z.colors):
         first, comes = s["value"][k][0], s["out_value"][0]
-        for port, here in moves.comes[k].items():
-            comes = jnp.where(unpack(here), bits.values_from(port, first), comes)
-        router.append(_moved_if(moves.deep[k], s["value"][k], moves.leave[k], moves.put[k], comes))
+        for port, here in moves.comes.items():
+            comes = jnp.where(unpack(here[k]), bits.values_from(port, first), comes)
+        router.append(_moved_if(moves.deep[k], s["value"][k], moves.leave[k], [p[k] for p in moves.put], comes))
     for q, colors in enumerate(z.inward):
         comes = s["value"][colors[0]][0]
         for k in colors[1:]:
@@ -106,7 +112,7 @@ def _element(z: Sizes, i: int, s, memory, before, done: Done):
     column = jnp.arange(columns, dtype=jnp.int32)
     result = value
     if thread.loads:
-        where = (line + s["address"][i]) * columns + column
+        where = (line + s["address"][i].astype(jnp.int32)) * columns + column
         before = memory.reshape(-1).at[where].get(mode="promise_in_bounds")
         if value is None:
             result = before
@@ -123,7 +129,7 @@ def _element(z: Sizes, i: int, s, memory, before, done: Done):
     else:
         before_here = before
     keeps = unpack(keeps)
-    where = (line + jnp.where(keeps, address, words - 1)) * columns + column
+    where = (line + jnp.where(keeps, address.astype(jnp.int32), words - 1)) * columns + column
     kept = jnp.where(keeps, kept, before_here)
     flat = memory.reshape(-1).at[where].set(kept, mode="promise_in_bounds", unique_indices=True)
     return result, before, flat.reshape(memory.shape)
@@ -134,14 +140,14 @@ def _address(z: Sizes, tables: Tables, i: int, address, done: Done):
     thread = z.threads[i]
     if not thread.loads and not thread.stores:
         return address
-    address = address + unpack(done.fire & (done.load | done.store)).astype(jnp.int32)
+    address = address + unpack(done.fire & (done.load | done.store)).astype(address.dtype)
     if thread.addresses is None:
         picked = sum(jnp.where(unpack(done.at[j]), tables.address[i][j], 0) for j in range(z.instructions))
     elif len(set(thread.addresses)) == 1:
         picked = thread.addresses[0]
     else:
         picked = sum(jnp.where(unpack(done.at[j]), a, 0) for j, a in enumerate(thread.addresses) if a)
-    return jnp.where(unpack(done.last), picked, address).astype(jnp.int32)
+    return jnp.where(unpack(done.last), picked, address).astype(address.dtype)
 
 
 def _moved(held: list, leaves, put: list, comes) -> list:
