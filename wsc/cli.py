@@ -190,9 +190,21 @@ def validate(
     group: Annotated[list[str] | None, typer.Option(help="only these groups of measurements")] = None,
     refit: Annotated[bool, typer.Option(help="fit the fitted constants again, and leave each model out once")] = False,
     plot: Annotated[str | None, typer.Option(help="write predicted against measured as a picture")] = None,
+    fabric: Annotated[bool, typer.Option(help="hold the closed forms against the fabric simulator instead")] = False,
+    sizes: Annotated[int, typer.Option(help="with --fabric: random sizes that are simulated")] = 200,
+    setup: Annotated[bool, typer.Option(help="with --fabric: count what prepares an instruction")] = True,
     as_json: Json = False,
 ) -> None:
     """Hold the machine model against everything published; exit code 1 when a group is over its bar."""
+    if fabric:
+        from wsc.fabric_check import fabric_check
+
+        with waiting(f"simulating {sizes} sizes cycle by cycle"):
+            checked = fabric_check(sizes, setup=setup)
+        print(json.dumps(checked.as_dict())) if as_json else out.print(checked)
+        if not checked.passed:
+            raise typer.Exit(1)
+        return
     if refit:
         from wsc.refit import refit as fit
 

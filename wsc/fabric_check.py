@@ -1,11 +1,16 @@
 """The closed forms held against the fabric simulator, over random sizes: what `wsc validate --fabric` prints."""
 
+import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
+from rich.table import Table
 
+from wsc.errors import ArgumentError
 from wsc.machine import collectives, patterns
 from wsc.machine.collectives import Costs, Form, Line
 from wsc.machine.wafer import WSE3, Wafer
@@ -13,20 +18,20 @@ from wsc.runtime.fabric import lines, rectangles
 from wsc.runtime.fabric.program import Fabric, stacked
 from wsc.runtime.fabric.simulate import simulate
 from wsc.runtime.fabric.sizes import Timing
+from wsc.tables import Printed
 
 BAR = 0.04  # of the simulated cycles
 SHORT = 10  # or as many cycles
 
-LINE_REDUCES = ("chain", "tree", "two_phase", "generated", "star")
-CENTRE = tuple(f"centre_{name}" for name in LINE_REDUCES)
+REDUCES = ("chain", "tree", "two_phase", "generated", "star")
+ALL_REDUCES = (*REDUCES, *(f"centre_{name}" for name in REDUCES), "k_level")
 
 
 @dataclass(frozen=True)
 class Row:
     """One size of one pattern: PEs of a line, or rows and columns; wavelets; both numbers of cycles."""
 
-    pattern: str
-    algorithm: str
+    name: str
     size: tuple[int, ...]
     wavelets: int
     closed: float
@@ -34,99 +39,131 @@ class Row:
 
     @property
     def error(self) -> float:
-        """Of the closed form, as a part of the simulated cycles."""
-        return self.closed / self.simulated - 1
+        """Of the closed form, in percent of the simulated cycles."""
+        return 100 * (self.closed / self.simulated - 1)
 
     @property
-    def good(self) -> bool:
+    def within(self) -> bool:
         return abs(self.closed - self.simulated) <= max(SHORT, BAR * self.simulated)
+
+
+@dataclass(frozen=True, repr=False)
+class FabricCheck(Printed):
+    """Rows of random sizes; `conditions` says for which hardware."""
+
+    conditions: str
+    rows: tuple[Row, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Every closed form is within its bar of the simulated cycles."""
+        return all(r.within for r in self.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        rows = [{**vars(r), "error_percent": r.error, "within": r.within} for r in self.rows]
+        return {"conditions": self.conditions, "rows": rows, "passed": self.passed}
+
+    def __rich__(self) -> Table:
+        table = Table(title=f"Closed forms against the fabric simulator: {self.conditions}", width=110)
+        for name in ("pattern", "sizes", "over the bar", "mean error, %", "largest, %", "at PEs x wavelets"):
+            table.add_column(name, justify="left" if name == "pattern" else "right")
+        for name in dict.fromkeys(r.name for r in self.rows):
+            of = [r for r in self.rows if r.name == name]
+            worst = max(of, key=lambda r: abs(r.error))
+            mean = sum(abs(r.error) for r in of) / len(of)
+            over = str(sum(not r.within for r in of))
+            where = f"{' x '.join(map(str, worst.size))}, {worst.wavelets}"
+            table.add_row(name, str(len(of)), over, f"{mean:.1f}", f"{worst.error:+.1f}", where)
+        good = sum(r.within for r in self.rows)
+        table.caption = f"{good} of {len(self.rows)} within {BAR:.0%} or {SHORT} cycles; error is of the closed form"
+        return table
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """A pattern: its program and its closed form for a size, and the sizes that are tried."""
+    """A pattern: its program and its closed form by size, and the sizes that are tried."""
 
-    pattern: str
-    algorithm: str
+    name: str
     program: Callable[..., Fabric]
     form: Callable[..., Form]
     longest: int
     most: int
-    flat: bool = False
+    sides: int = 1
+    least: int = 2
 
 
-def _kinds(c: Costs) -> list[_Kind]:
-    def line(pes, wavelets):
-        return Line(pes, wavelets, pes - 1)
+def _kinds(c: Costs) -> Iterator[_Kind]:
+    def multicast(pes, wavelets):
+        return collectives.multicast(Line(pes, wavelets, pes - 1), c)
 
-    found = [
-        _Kind("multicast", "", lines.multicast, lambda p, b: collectives.multicast(line(p, b), c), 600, 600),
-        _Kind("exchange", "", lines.exchange, lambda p, b: patterns.exchange(p, b, c), 600, 600),
-        *(
-            _Kind(
-                "shift", f"by {d}", lambda p, b, d=d: lines.shift(p, d, b), lambda p, b, d=d: patterns.passing(p, d, b, c),
-                300, 200,
-            )
-            for d in (1, 2, 5)
-        ),
-    ]  # fmt: skip
-    for name in LINE_REDUCES:
+    def shift(distance, pes, wavelets):
+        return patterns.passing(pes, distance, wavelets, c)
+
+    def exchange(pes, wavelets):
+        return patterns.exchange(pes, wavelets, c)
+
+    def reduce(name, pes, wavelets):
+        return collectives.reduce(name, Line(pes, wavelets, pes - 1), c)
+
+    def all_reduce(name, pes, wavelets):
+        return collectives.all_reduce(name, Line(pes, wavelets, pes - 1), c, _shape(name, pes))
+
+    def all_reduced(name, pes, wavelets):
+        return lines.all_reduce(name, pes, wavelets, _shape(name, pes))
+
+    def shifted(distance, pes, wavelets):
+        return lines.shift(pes, distance, wavelets)
+
+    def both(form):
+        return lambda rows, columns, wavelets: form(columns, wavelets).then(form(rows, wavelets))
+
+    yield _Kind("multicast", lines.multicast, multicast, 600, 600)
+    yield _Kind("exchange", lines.exchange, exchange, 600, 600)
+    for d in (1, 2, 5):
+        yield _Kind(f"shift by {d}", partial(shifted, d), partial(shift, d), 300, 200, least=d + 1)
+    for name in REDUCES:
         most = 40 if name == "star" else 400
-        program = lambda p, b, n=name: lines.reduce(n, p, b)  # noqa: E731
-        found.append(_Kind("reduce", name, program, lambda p, b, n=name: collectives.reduce(n, line(p, b), c), 400, most))
-    for name in (*LINE_REDUCES, *CENTRE, "k_level"):
+        yield _Kind(f"reduce, {name}", partial(lines.reduce, name), partial(reduce, name), 400, most)
+    for name in ALL_REDUCES:
         most = 40 if "star" in name else 200
+        yield _Kind(f"all-reduce, {name}", partial(all_reduced, name), partial(all_reduce, name), 400, most)
 
-        def shape(p, n=name):
-            return (max(2, round(p**0.5)),) if n == "k_level" else ()
+    def corner(rows, columns, wavelets):
+        return multicast(rows + columns - 1, wavelets)
 
-        found.append(
-            _Kind(
-                "all_reduce", name, lambda p, b, n=name, s=shape: lines.all_reduce(n, p, b, s(p)),
-                lambda p, b, n=name, s=shape: collectives.all_reduce(n, line(p, b), c, s(p)), 400, most,
-            )
-        )  # fmt: skip
-
-    def both(of):
-        return lambda m, n, b: of(n, b).then(of(m, b))
-
-    found.append(
-        _Kind(
-            "multicast", "rectangle", rectangles.multicast,
-            lambda m, n, b: collectives.multicast(line(m + n - 1, b), c), 60, 100, True,
-        )
-    )  # fmt: skip
+    yield _Kind("2-D multicast", rectangles.multicast, corner, 60, 100, 2)
+    yield _Kind("2-D shift by 1", partial(rectangles.shift, 1), both(partial(shift, 1)), 60, 100, 2)
+    yield _Kind("2-D exchange", rectangles.exchange, both(exchange), 60, 100, 2)
     for name in ("chain", "two_phase", "tree"):
-        found.append(
-            _Kind(
-                "reduce", f"{name}, rectangle", lambda m, n, b, a=name: rectangles.reduce(a, m, n, b),
-                both(lambda p, b, a=name: collectives.reduce(a, line(p, b), c)), 60, 100, True,
-            )
-        )  # fmt: skip
+        yield _Kind(f"2-D reduce, {name}", partial(rectangles.reduce, name), both(partial(reduce, name)), 60, 100, 2)
     for name in ("chain", "centre_two_phase"):
-        found.append(
-            _Kind(
-                "all_reduce", f"{name}, rectangle", lambda m, n, b, a=name: rectangles.all_reduce(a, m, n, b),
-                both(lambda p, b, a=name: collectives.all_reduce(a, line(p, b), c)), 60, 100, True,
-            )
-        )  # fmt: skip
-    found.append(
-        _Kind("shift", "by 1, rectangle", lambda m, n, b: rectangles.shift(1, m, n, b), both(lambda p, b: patterns.passing(p, 1, b, c)), 60, 100, True)
-    )
-    found.append(_Kind("exchange", "rectangle", rectangles.exchange, both(lambda p, b: patterns.exchange(p, b, c)), 60, 100, True))
-    return found
+        program = partial(rectangles.all_reduce, name)
+        yield _Kind(f"2-D all-reduce, {name}", program, both(partial(all_reduce, name)), 60, 100, 2)
 
 
-def check(sizes: int = 200, seed: int = 0, wafer: Wafer = WSE3, setup: bool = True) -> list[Row]:
+def _shape(name: str, pes: int) -> tuple[int, ...]:
+    return (max(2, round(math.sqrt(pes))),) if name == "k_level" else ()
+
+
+def fabric_check(sizes: int = 200, seed: int = 0, wafer: Wafer = WSE3, setup: bool = True) -> FabricCheck:
     """Closed forms and simulated cycles of `sizes` random sizes, over all patterns, on lines and rectangles.
 
-    `setup=False` leaves out what software takes to prepare an instruction, as the published forms do.
+    `setup=False` leaves out what software takes to prepare an instruction, as the published forms do. Raises
+    ArgumentError.
+
+    >>> fabric_check(1, setup=False).rows[0].name
+    'multicast'
     """
+    if not isinstance(sizes, int) or sizes < 1:
+        raise ArgumentError(f"{sizes!r} sizes to check: it must be a whole number above 0")
     costs = Costs.of(wafer) if setup else Costs.of(wafer)._replace(setup=0.0)
     timing = Timing.of(wafer, None if setup else 0.0)
-    kinds, draw = _kinds(costs), random.Random(seed)
+    kinds, draw = list(_kinds(costs)), random.Random(seed)
     share = [sizes // len(kinds) + (i < sizes % len(kinds)) for i in range(len(kinds))]
-    return [row for kind, n in zip(kinds, share, strict=True) for row in _rows(kind, n, draw, timing)]
+    rows = [row for kind, n in zip(kinds, share, strict=True) for row in _rows(kind, n, draw, timing)]
+    prepared = f"{timing.setup} cycles to prepare an instruction" if setup else "nothing to prepare instructions"
+    return FabricCheck(f"{wafer.name}, {prepared}, a hop {timing.hop}, one that delivers {timing.deliver}", tuple(rows))
 
 
 def _rows(kind: _Kind, count: int, draw: random.Random, timing: Timing) -> list[Row]:
@@ -134,28 +171,18 @@ def _rows(kind: _Kind, count: int, draw: random.Random, timing: Timing) -> list[
     if not count:
         return []
     drawn = [
-        (*(_between(draw, 2, kind.longest) for _ in range(1 + kind.flat)), _between(draw, 1, kind.most)) for _ in range(count)
+        (*(_between(draw, kind.least, kind.longest) for _ in range(kind.sides)), _between(draw, 1, kind.most))
+        for _ in range(count)
     ]
     programs = [kind.program(*size) for size in drawn]
     finished = simulate(stacked(programs), timing).finished
-    tops = np.cumsum([0, *(p.rows for p in programs)])
+    ends = np.cumsum([p.rows for p in programs])
     return [
-        Row(kind.pattern, kind.algorithm, tuple(size[:-1]), size[-1], float(kind.form(*size).cycles), int(finished[a:b].max()))
-        for size, a, b in zip(drawn, tops[:-1], tops[1:], strict=True)
+        Row(kind.name, size[:-1], size[-1], float(kind.form(*size).cycles), int(finished[end - p.rows : end].max()))
+        for size, p, end in zip(drawn, programs, ends, strict=True)
     ]
 
 
 def _between(draw: random.Random, least: int, most: int) -> int:
     """Small numbers as often as large ones."""
     return round(least * (most / least) ** draw.random())
-
-
-def worst(rows: Sequence[Row]) -> list[tuple[str, int, int, float, float]]:
-    """By pattern and algorithm: name, sizes, how many miss the bar, mean and largest error."""
-    names = dict.fromkeys(f"{r.pattern} {r.algorithm}".strip() for r in rows)
-    found = []
-    for name in names:
-        of = [r for r in rows if f"{r.pattern} {r.algorithm}".strip() == name]
-        errors = [abs(r.error) for r in of]
-        found.append((name, len(of), sum(not r.good for r in of), sum(errors) / len(of), max(errors)))
-    return found

@@ -1,8 +1,8 @@
 """Booleans of all PEs of a grid, 32 a word, and counters made of them.
 
 A grid of rows x columns is cut into 32 bands of rows, one above the other: bit b of the word [i, x] is the PE in row i
-of band b. So one operation on words is the same logic for 32 PEs, neighbours are neighbouring words, and `unpack`, which
-lays the bands out again for arrays of values [band, row of the band, column], reads words side by side.
+of band b. So one operation on words is the same logic for 32 PEs, neighbours are neighbouring words, and `unpack`,
+which lays the bands out again for arrays of values [band, row of the band, column], reads words side by side.
 A counter is a stack of such words, the lowest bit first.
 """
 

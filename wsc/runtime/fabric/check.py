@@ -22,7 +22,7 @@ def _passes(fabric: Fabric, color: int, into: int, out: int) -> np.ndarray:
     return ((rx == into) & (tx >> out & 1 > 0)).any(axis=0)
 
 
-def _neighbour(array: np.ndarray, port: int, outside=False) -> np.ndarray:
+def _neighbour(array: np.ndarray, port: int, outside: int = 0) -> np.ndarray:
     """What the router behind `port` has."""
     dy, dx = STEP[port]
     padded = np.pad(array, 1, constant_values=outside)

@@ -4,8 +4,9 @@ All decisions of a cycle are made from the state before it, so that its order of
 queue for each color; the first wavelet of a queue leaves when every port of its route has room behind it and no other
 color takes one of them. Where colors want the same port, the first in turn gets it: color (cycle mod colors) comes
 first, then the others upwards, and a wavelet takes all its ports or none. Room is what a neighbour's queue had free
-before the cycle; a PE's own queues pass a wavelet on and take one in at once. A control wavelet moves a switch on twice:
-where wavelets come in as it comes in, and where they go out as it goes out, so that messages follow without a gap.
+before the cycle; a PE's own queues pass a wavelet on and take one in at once. A control wavelet moves a switch on
+twice: where wavelets come in as it comes in, and where they go out as it goes out, so that messages follow without a
+gap.
 
 Arrays are words of 32 PEs, [..., row of the band, column]; of routers, one such for each color.
 """
@@ -27,15 +28,25 @@ from wsc.runtime.fabric.values import Moves, values
 
 FROM = (bits.from_north, bits.from_south, bits.from_west, bits.from_east)
 State = dict[str, Any]
+SMALL = 1 << 16  # PEs of a grid for which the quickly compiled runs as fast as the well compiled
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
 def run(z: Sizes, tables: Tables, state: State, limit) -> State:
     """Cycles until the program has ended, nothing moves any more, or `limit` of them have passed."""
+    return (_quickly if z.pes <= SMALL else _well)(z, tables, state, limit)
+
+
+def _run(z: Sizes, tables: Tables, state: State, limit) -> State:
     state = lax.while_loop(lambda s: s["going"] & (s["cycle"] < limit), partial(cycle, z, tables), state)
     if z.values:
         state |= values(z, tables, state)
     return _emptied(state) if z.watch else state
+
+
+_well = jax.jit(_run, static_argnums=0, donate_argnums=2)
+_quickly = jax.jit(
+    _run, static_argnums=0, donate_argnums=2, compiler_options={"xla_llvm_disable_expensive_passes": True}
+)
 
 
 def cycle(z: Sizes, tables: Tables, s: State) -> State:
@@ -67,7 +78,7 @@ def cycle(z: Sizes, tables: Tables, s: State) -> State:
     way = first & any_of(list(tx.values()))
     for port in z.ports_out:
         if port == RAMP:
-            behind = any_of([tables.binding[q] & (~s["in_queued"][q, -1] | taken[q]) for q in inward])
+            behind = any_of([nothing, *(tables.binding[q] & (~s["in_queued"][q, -1] | taken[q]) for q in inward)])
         else:
             behind = FROM[port](rx.get(OPPOSITE[port], nothing) & room)
         way = way & (~tx[port] | behind)
@@ -91,7 +102,7 @@ def cycle(z: Sizes, tables: Tables, s: State) -> State:
         "cycle": s["cycle"] + 1,
         "queued": jnp.stack(after),
         "control": jnp.stack(_carried(control, leave, put, control_comes)),
-        "late": _aged(s["late"], comes),
+        "late": _aged(s["late"], any_of([nothing, *come.values()])),
         "in_queued": jnp.stack([jnp.stack(q) for q, _ in in_queues]) if in_queues else s["in_queued"],
         "in_late": jnp.stack([_aged(s["in_late"][q], any_down[q]) for q in inward]) if in_queues else s["in_late"],
         "out_color": jnp.stack(_carried(out_color, any_up, out_put, puts)) & jnp.stack(out)[:, None],
@@ -106,7 +117,7 @@ def cycle(z: Sizes, tables: Tables, s: State) -> State:
         in_put = [p for _, p in in_queues]
         new["moves"] = Moves(deep, leave, come, put, taken, down, in_put, any_up, out_put, [done for _, done in steps])
         new |= values(z, tables, s)
-    aging = [union(w) for w in (s["late"], s["in_late"], s["out_late"]) if w.size]
+    aging = [union(w.reshape(-1, *w.shape[-2:])) for w in (s["late"], s["in_late"], s["out_late"]) if w.size]
     moved = any_of([any_up, union(leave), *aging, *(p.fire | p.waiting | (p.running & ~p.ready) for p in pes)])
     left = any_of([union(new["queued"]), *(union(at) for at in new["at"]), *out, *(w for q, _ in in_queues for w in q)])
     new["done"] = ~jnp.any(left != 0)

@@ -1,5 +1,5 @@
-"""Collectives along a line of PEs as routes and instructions: the algorithms that `wsc.machine.collectives` has in closed
-form. A line is a Fabric of one row; `Fabric.across` lays it on rows or columns of a grid.
+"""Collectives along a line of PEs as routes and instructions: the algorithms that `wsc.machine.collectives` has in
+closed form. A line is a Fabric of one row; `Fabric.across` lays it on rows or columns of a grid.
 
 A message between two PEs holds a color at every router on its way: at its sender from the ramp, then from neighbour to
 neighbour, at its end down the ramp. Its last wavelet moves the switches, so messages that follow one another share a
@@ -31,12 +31,14 @@ def _message(line: Fabric, color: int, source: int, target: int):
     line.route(color, (0, target), OPPOSITE[way], [RAMP])
 
 
-def _add_reduce(line: Fabric, places: Sequence[int], algorithm: str, wavelets: int, shape: tuple[int, ...], colors) -> int:
+def _add_reduce(
+    line: Fabric, places: Sequence[int], algorithm: str, wavelets: int, shape: tuple[int, ...], colors
+) -> int:
     """The reduce over the PEs at `places`, by messages of `wavelets` words at address 0; returns its root's place."""
     tree, root = senders(algorithm, len(places), shape)
     depth = {root: 0}
     for node in _down(tree, root):
-        depth |= {child: depth[node] + 1 for child in tree[node]}
+        depth |= dict.fromkeys(tree[node], depth[node] + 1)
     parent = {child: node for node, children in enumerate(tree) for child in children}
     sides = {True: [], False: []}  # a switch takes in the side first that its PE does
     for child in parent:
@@ -94,25 +96,28 @@ def reduce(algorithm: str, pes: int, wavelets: int, shape: tuple[int, ...] = (),
     line = _line(pes, wavelets, spacing)
     if pes > 1:
         colors = line.color(), line.color()
-        _add_reduce(line, range(0, line.columns, spacing), algorithm, wavelets, _shape(algorithm, pes, wavelets, shape), colors)
+        _add_reduce(
+            line, range(0, line.columns, spacing), algorithm, wavelets, _shape(algorithm, pes, wavelets, shape), colors
+        )
     return line
 
 
 def all_reduce(algorithm: str, pes: int, wavelets: int, shape: tuple[int, ...] = (), spacing: int = 1) -> Fabric:
-    """The same sum at every participant, by the algorithms of `wsc.machine.collectives.all_reduce`, the ring excepted."""
+    """The same sum at every participant, by the algorithms of `wsc.machine.collectives.all_reduce` but the ring."""
     line = _line(pes, wavelets, spacing)
     places = list(range(0, line.columns, spacing))
     if pes == 1:
         return line
     if algorithm == "ring":
-        raise ArgumentError("a ring adds every part of the data in another order and is not simulated: take another all-reduce")
+        raise ArgumentError(
+            "a ring adds every part of the data in another order and is not simulated: take another all-reduce"
+        )
     if algorithm == "k_level":
         lines = places
         for size in k_levels(pes, shape):
-            colors, roots = (line.color(), line.color()), []
-            for group in (lines[i : i + size] for i in range(0, len(lines), size)):
-                roots.append(_add_reduce(line, group, "centre_chain", wavelets, (), colors))
-            lines = roots
+            colors = line.color(), line.color()
+            groups = [lines[i : i + size] for i in range(0, len(lines), size)]
+            lines = [_add_reduce(line, group, "centre_chain", wavelets, (), colors) for group in groups]
         root = lines[0]
     else:
         if pes == 2:
@@ -131,9 +136,10 @@ def _shape(algorithm: str, pes: int, wavelets: int, shape: tuple[int, ...]) -> t
 def shift(pes: int, distance: int, wavelets: int, colors: int = 18) -> Fabric:
     """Words 0 to `wavelets` of every PE to words `wavelets` on of the PE `distance` further east.
 
-    The messages of `distance` + 1 neighbours each have a color of their own, and share their links; with fewer `colors`
-    it takes two: the line is cut into blocks of `distance` PEs, whose messages have one and the other in turn and end in
-    the next block; a router sends its own PE's message first, then those of the PEs before it, the nearest first.
+    The messages of `distance` + 1 neighbours each have a color of their own, and share their links; with fewer
+    `colors` it takes two: the line is cut into blocks of `distance` PEs, whose messages have one and the other in turn
+    and end in the next block; a router sends its own PE's message first, then those of the PEs before it, the nearest
+    first.
     """
     line = _line(pes, wavelets, 1)
     if distance < 1:

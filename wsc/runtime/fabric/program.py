@@ -1,4 +1,4 @@
-"""What a grid of PEs is told before the first cycle: the routes of its colors, and a list of vector instructions a PE."""
+"""What a grid of PEs is told before the first cycle: the routes of its colors, and vector instructions for PEs."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ class Instruction:
     """One vector instruction, element by element: `length` times it takes one wavelet of each color of `reads`, adds
     what memory has (`load`), and puts the result into memory (`store`), on the fabric (`sends`), or both.
 
-    Memory is read and written from word `address` on. With `repeat` it runs so many times, prepared each time. The last
-    wavelet it sends is a `control` wavelet: it counts at every switch on its way. `slow` ones do an element every other
-    cycle, as transfers in the background. One that neither reads, sends, loads nor stores is busy for `length` cycles.
-    A PE has two threads, 0 and 1, that run at the same time, each through its own instructions; both have the ramps, and
-    thread 0 goes first where they want the same.
+    Memory is read and written from word `address` on. With `repeat` it goes over the same words so many times. The last
+    wavelet of each time that it sends is a `control` wavelet: it counts at every switch on its way. `slow` ones do an
+    element every other cycle, as transfers in the background. One that neither reads, sends, loads nor stores is busy
+    for `length` cycles. A PE has two threads, 0 and 1, that run at the same time, each through its own instructions;
+    both have the ramps, and thread 0 goes first where they want the same.
     """
 
     length: int
@@ -103,8 +103,9 @@ class Fabric:
                 for p in range(used[i])
             )
             raise ColorClashError(
-                f"color {color} at the router of PE ({rows[i]}, {columns[i]}) is routed {had}, and now {PORT_NAMES[rx]} "
-                f"to {port_names(out)}: a switch has {POSITIONS} positions, so take another color for one of the two"
+                f"color {color} at the router of PE ({rows[i]}, {columns[i]}) is routed {had}, and now "
+                f"{PORT_NAMES[rx]} to {port_names(int(out))}: a switch has {POSITIONS} positions; "
+                f"take another color for one of the two"
             )
         self.rx[color, at, rows, columns] = rx
         self.tx[color, at, rows, columns] = out
@@ -175,9 +176,8 @@ class Fabric:
 
 
 def stacked(fabrics: Sequence[Fabric], columns: int = 0) -> Fabric:
-    """Programs one below the other, each at the left, on a grid as wide as the widest, or of `columns`: they do not meet.
-
-    Colors of the same number are the same color, and PEs outside do nothing.
+    """Programs one below the other, each at the left, on a grid as wide as the widest, or of `columns`; they do not
+    meet. Colors of the same number are the same color, and PEs outside do nothing.
     """
     whole = Fabric(sum(f.rows for f in fabrics), max(columns, *(f.columns for f in fabrics)))
     for _ in range(max(f.colors for f in fabrics)):

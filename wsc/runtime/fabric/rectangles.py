@@ -15,8 +15,13 @@ def multicast(rows: int, columns: int, wavelets: int) -> Fabric:
             down = [SOUTH] if y < rows - 1 else []
             right = [EAST] if y == 0 and x < columns - 1 else []
             first = x == y == 0
-            where = slice(y, rows - 1) if y == 1 and rows > 2 else y, slice(x, columns - 1) if x == 1 and columns > 2 else x
-            grid.route(color, where, RAMP if first else WEST if y == 0 else NORTH, [*down, *right, *([] if first else [RAMP])])
+            where = (
+                slice(y, rows - 1) if y == 1 and rows > 2 else y,
+                slice(x, columns - 1) if x == 1 and columns > 2 else x,
+            )
+            grid.route(
+                color, where, RAMP if first else WEST if y == 0 else NORTH, [*down, *right, *([] if first else [RAMP])]
+            )
     grid.instruct((0, 0), Instruction(wavelets, sends=color, load=True))
     taking = Instruction(wavelets, reads=(color,), store=True)
     grid.instruct((0, slice(1, None)), taking)
@@ -39,8 +44,10 @@ def all_reduce(algorithm: str, rows: int, columns: int, wavelets: int, shape: tu
 
 def shift(distance: int, rows: int, columns: int, wavelets: int) -> Fabric:
     """Everyone's words to the PE `distance` further east, then what came to the one as far south."""
-    return lines.shift(columns, distance, wavelets).across(rows).then(
-        lines.shift(rows, distance, wavelets).across(columns, "y")
+    return (
+        lines.shift(columns, distance, wavelets)
+        .across(rows)
+        .then(lines.shift(rows, distance, wavelets).across(columns, "y"))
     )
 
 

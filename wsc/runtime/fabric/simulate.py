@@ -1,6 +1,7 @@
 """Run a program of a fabric and say what happened: values, cycles, what every link and queue carried, who waited."""
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +78,9 @@ def simulate(
     (20, [6.0, 22.0])
     """
     timing.check()
+    if not fabric.colors:  # arrays have one at least
+        fabric = copy(fabric)
+        fabric.color()
     check(fabric)
     words, kind = (None, "float32") if memory is None else _words(fabric, memory)
     values = None if memory is None else checked(kind, combine)
@@ -154,7 +158,7 @@ def _unended(fabric: Fabric, z: Sizes, state: dict, limit: int) -> DeadlockError
     what = (
         f"nothing moves any more in cycle {cycle:,}"
         if stuck
-        else f"the program has not ended after {cycle:,} cycles, its limit; give simulate a larger one if it should go on"
+        else f"the program has not ended after {cycle:,} cycles, its limit; a larger one may help"
     )
     text = "\n  ".join([what, *lines])
     return DeadlockError(text) if stuck else CycleLimitError(text)
@@ -179,7 +183,9 @@ def _held(fabric: Fabric, z: Sizes, state: dict) -> Iterator[str]:
             reads, sends = (_colors(fabric.code[name][thread, i, y, x]) for name in ("reads", "sends"))
             left = sum(int(fields[z.fields + b, y, x]) << b for b in range(z.length_bits))
             lacks = [k for k in reads if not inward[binding[k, y, x], y, x]]
-            why = f"waits for color {', '.join(map(str, lacks))}" if lacks else "its way out is full" if sends else "runs"
+            why = (
+                f"waits for color {', '.join(map(str, lacks))}" if lacks else "its way out is full" if sends else "runs"
+            )
             yield (
                 f"PE ({y}, {x}), thread {thread}, instruction {i}: {left} elements left, reads "
                 f"{reads or 'nothing'}, sends {sends or 'nothing'}: {why}"

@@ -33,7 +33,9 @@ class Timing:
     def of(cls, wafer: Wafer, setup: float | None = None) -> "Timing":
         """Those of a wafer. A router's queue is as long as full speed needs (none is published); a PE's are the
         shortest published ones, 2 words, or what full speed needs where its ramp is longer."""
-        hop, deliver, ramp = (max(1, round(float(n))) for n in (wafer.hop_cycles, wafer.deliver_cycles, wafer.ramp_cycles))
+        hop, deliver, ramp = (
+            max(1, round(float(n))) for n in (wafer.hop_cycles, wafer.deliver_cycles, wafer.ramp_cycles)
+        )
         deliver = max(hop, deliver)
         prepared = round(float(wafer.loop_cycles if setup is None else setup))
         return cls(hop, deliver, ramp, prepared, deliver + 1, max(2, ramp), max(2, ramp))
@@ -42,7 +44,9 @@ class Timing:
         """Raises QueueSizeError where a queue holds nothing."""
         for name, words in (("router's", self.router), ("PE's inward", self.inward), ("PE's outward", self.outward)):
             if words < 1:
-                raise QueueSizeError(f"a {name} queue of {words} words: no wavelet could ever move; it holds at least 1")
+                raise QueueSizeError(
+                    f"a {name} queue of {words} words: no wavelet could ever move; it holds at least 1"
+                )
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Sizes:
     """What the compiled cycle depends on; programs with equal sizes share it."""
 
     timing: Timing
+    pes: int
     colors: int
     ports_in: tuple[int, ...]  # by which any router takes in any color
     ports_out: tuple[int, ...]
@@ -103,8 +108,8 @@ def sizes_of(fabric: Fabric, timing: Timing, values: tuple[str, str] | None, wat
     """The sizes of a program."""
     used = fabric.rx != NOWHERE
     tx = fabric.tx
-    ports_in = tuple(p for p in PORTS if (fabric.rx == p).any())
-    ports_out = tuple(p for p in PORTS if (tx >> p & 1).any())
+    ports_in = tuple(p for p in PORTS if p == RAMP or (fabric.rx == p).any())
+    ports_out = tuple(p for p in PORTS if p == RAMP or (tx >> p & 1).any())
     forks = bool(((tx >> RAMP & 1) & ((tx & 15) != 0)).any())
     ever = np.bitwise_or.reduce(tx, axis=1, initial=0)
     met = np.zeros(ever.shape[1:], np.uint8)
@@ -114,15 +119,14 @@ def sizes_of(fabric: Fabric, timing: Timing, values: tuple[str, str] | None, wat
         met |= mask
     code = fabric.code
     binding, colors = bound(fabric), range(fabric.colors)
-    inward = tuple(
-        tuple(k for k in colors if (binding[k] == q).any()) for q in range(int(binding.max(initial=-1)) + 1)
-    )
+    inward = tuple(tuple(k for k in colors if (binding[k] == q).any()) for q in range(int(binding.max(initial=-1)) + 1))
     stores = np.flatnonzero((code["flags"] >> 1 & 1).any(axis=(0, 1, 2)))
     threads = [_thread(code, fabric.instructions, i) for i in range(THREADS)]
     used_threads = 2 if fabric.instructions[1].any() else 1
     positions = max(1, int(used.sum(axis=1).max(initial=0)))
     return Sizes(
-        timing, fabric.colors, ports_in, ports_out, forks, shared, positions, max(1, code["length"].shape[1]),
+        timing, fabric.rows * fabric.columns, fabric.colors, ports_in, ports_out, forks, shared, positions,
+        max(1, code["length"].shape[1]),
         max(1, int(code["length"].max(initial=0)).bit_length()),
         max(1, int(code["repeat"].max(initial=0)).bit_length()),
         max(1, int(fabric.controls[:, : positions - 1].max(initial=0)).bit_length()),
@@ -143,9 +147,10 @@ def _thread(code: dict[str, np.ndarray], instructions: np.ndarray, i: int) -> Th
     found = [np.unique(a[p]) for a, p in zip(code["address"][i], present, strict=True)] or [np.zeros(1)]
     same = all(len(a) <= 1 for a in found)
     return Thread(
-        bool(reads.any()),
-        bool(code["sends"][i].any()),
-        *(bool((flags >> bit & 1).any()) for bit in (0, 1)),
-        bool((reads & (reads - 1)).any()),
-        tuple(int(a[0]) if len(a) else 0 for a in found) if same else None,
+        reads=bool(reads.any()),
+        sends=bool(code["sends"][i].any()),
+        loads=bool((flags & 1).any()),
+        stores=bool((flags >> 1 & 1).any()),
+        doubles=bool((reads & (reads - 1)).any()),
+        addresses=tuple(int(a[0]) if len(a) else 0 for a in found) if same else None,
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsc.runtime.fabric.bits import banded, pack, planes
-from wsc.runtime.fabric.program import FLAGS, NOWHERE, PORTS, THREADS, Fabric
+from wsc.runtime.fabric.program import FLAGS, NOWHERE, THREADS, Fabric
 from wsc.runtime.fabric.sizes import Sizes, Tables, bound
 from wsc.runtime.fabric.values import no_moves
 

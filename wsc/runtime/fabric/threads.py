@@ -13,9 +13,9 @@ State = dict[str, Any]
 
 
 class Thread(NamedTuple):
-    """A thread in a cycle, in words of 32 PEs: queues, colors and flags of its instruction, elements and repeats left; whether
-    it runs, is prepared, has its turn, finds its inputs, may send; whether it does an element, the last, of the last
-    repeat."""
+    """A thread in a cycle, in words of 32 PEs: queues, colors and flags of its instruction, elements and repeats left;
+    whether it runs, is prepared, has its turn, finds its inputs, may send; whether it does an element, the last, of the
+    last repeat."""
 
     reads: Any
     sends: Any
@@ -76,7 +76,7 @@ def go_on(z: Sizes, tables: Tables, s: State, i: int, t: Thread) -> tuple[State,
         return at, jnp.concatenate([head, tail])
 
     at, now = lax.cond(jnp.any(t.last != 0), on, lambda *same: same, s["at"][i], now)
-    begins = t.last & union(at)
+    begins = t.end & union(at)
     setup = [begins if z.timing.setup >> b & 1 else jnp.zeros_like(begins) for b in range(len(s["wait"][i]))]
     state = {"at": at, "now": now, "wait": less_one(s["wait"][i], t.waiting) | jnp.stack(setup)}
     return state, Done(t.fire, t.last, t.reads, union(t.sends), t.load, t.store, at)

@@ -14,8 +14,9 @@ from wsc.runtime.fabric.combine import combine
 from wsc.runtime.fabric.program import OPPOSITE, RAMP
 from wsc.runtime.fabric.sizes import Sizes, Tables
 
+
 class Done(NamedTuple):
-    """What a thread did: an element, the last of an instruction; the instruction's colors and flags; where it is then."""
+    """What a thread did: an element, the last of its words; the instruction's queues and flags; where it is then."""
 
     fire: Any
     last: Any
@@ -27,9 +28,9 @@ class Done(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """What a cycle decided, in words of 32 PEs. Of routers, by color: whether a queue is or gets longer than one wavelet,
-    what leaves, by which port others come, which place of the queue they take; the same of PEs' queues inward, and of the
-    one outward; by thread what is done."""
+    """What a cycle decided, in words of 32 PEs. Of routers, by color: whether a queue is or gets longer than one
+    wavelet, what leaves, by which port others come, which place of the queue they take; the same of PEs' queues inward,
+    and of the one outward; by thread what is done."""
 
     deep: Any
     leave: Any
@@ -74,7 +75,7 @@ def values(z: Sizes, tables: Tables, s: dict[str, Any]) -> dict[str, Any]:
     for i, done in enumerate(moves.threads):
         result, read, memory = _element(z, i, s, memory, read, done)
         addresses.append(_address(z, tables, i, s["address"][i], done))
-        if z.threads[i].sends:
+        if z.threads[i].sends and result is not None:
             sent = result if sent is None else jnp.where(unpack(done.fire & done.sends), result, sent)
     router, inward = [], []
     for k in range(z.colors):
@@ -94,7 +95,7 @@ def values(z: Sizes, tables: Tables, s: dict[str, Any]) -> dict[str, Any]:
 def _element(z: Sizes, i: int, s, memory, before, done: Done):
     """The result of a thread's element, what was read last (`before` it, where it reads nothing), and the memory after
     it is stored."""
-    thread, value, read = z.threads[i], None, None
+    thread, value, read = z.threads[i], None, jnp.zeros_like(done.fire)
     assert z.values is not None
     if thread.reads:
         for q in range(len(z.inward)):
