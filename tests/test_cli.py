@@ -168,6 +168,16 @@ def test_validate_json_and_group():
     assert all(row["source"] for row in found["rows"])
 
 
+def test_validate_fabric(monkeypatch):
+    found = json.loads(invoke("validate", "--fabric", "--sizes", "2", "--no-setup", "--json"))
+    assert [r["name"] for r in found["rows"]] == ["multicast", "exchange"] and found["passed"]
+    assert "nothing to prepare" in found["conditions"]
+    monkeypatch.setattr("wsc.fabric_check.SHORT", -1)
+    monkeypatch.setattr("wsc.fabric_check.BAR", -1)
+    assert RUN.invoke(app, ["validate", "--fabric", "--sizes", "1"]).exit_code == 1
+    assert RUN.invoke(app, ["validate", "--fabric", "--sizes", "0"]).exit_code != 0
+
+
 def test_validate_writes_a_plot(tmp_path):
     assert "held out" in invoke("validate", "--group", "single PE", "--plot", str(tmp_path / "out.png"))
     assert (tmp_path / "out.png").stat().st_size > 1000

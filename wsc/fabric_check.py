@@ -65,7 +65,7 @@ class FabricCheck(Printed):
         return {"conditions": self.conditions, "rows": rows, "passed": self.passed}
 
     def __rich__(self) -> Table:
-        table = Table(title=f"Closed forms against the fabric simulator: {self.conditions}", width=110)
+        table = Table(title=f"Closed forms against the fabric simulator: {self.conditions}")
         for name in ("pattern", "sizes", "over the bar", "mean error, %", "largest, %", "at PEs x wavelets"):
             table.add_column(name, justify="left" if name == "pattern" else "right")
         for name in dict.fromkeys(r.name for r in self.rows):

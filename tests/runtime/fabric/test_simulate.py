@@ -194,6 +194,15 @@ def test_work_without_operands_takes_its_time():
     assert run.cycles == 307 and run.finished.tolist() == [[0, 307], [0, 0]]
 
 
+def test_a_pe_prepares_one_instruction_after_the_other():
+    both = Fabric(1, 1)
+    for thread in (0, 1):
+        both.instruct((0, 0), Instruction(5, thread=thread))
+    assert simulate(both, Timing(setup=20)).cycles == 45
+    shifted = simulate(lines.shift(9, 1, 30), Timing(setup=20)).cycles
+    assert shifted == 2 * 20 + 30 + max(0, 6 - 20)  # what comes first waits for the second
+
+
 def test_values_do_not_change_time_and_runs_are_equal():
     grid = rectangles.all_reduce("centre_generated", 6, 9, 5)
     memory = words(grid, 5)

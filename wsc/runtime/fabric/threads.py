@@ -14,8 +14,8 @@ State = dict[str, Any]
 
 class Thread(NamedTuple):
     """A thread in a cycle, in words of 32 PEs: queues, colors and flags of its instruction, elements and repeats left;
-    whether it runs, is prepared, has its turn, finds its inputs, may send; whether it does an element, the last, of the
-    last repeat."""
+    whether it runs, waits to be prepared, is being so (a PE prepares one instruction at a time), has its turn, finds
+    its inputs, may send; whether it does an element, the last of its words, that of the last repeat."""
 
     reads: Any
     sends: Any
@@ -26,6 +26,7 @@ class Thread(NamedTuple):
     repeat: Any
     running: Any
     waiting: Any
+    prepares: Any
     ready: Any
     has_input: Any
     has_room: Any
@@ -37,7 +38,7 @@ class Thread(NamedTuple):
 def threads(z: Sizes, s: State, there: list, room_out) -> list[Thread]:
     """What threads do, where queues inward have a wavelet `there` and the one outward has room."""
     found: list[Thread] = []
-    queues = range(len(z.inward))
+    queues, occupied = range(len(z.inward)), jnp.zeros_like(room_out)
     even = jnp.uint32(0) - (s["cycle"] & 1).astype(jnp.uint32)
     for i in range(len(z.threads)):
         now = s["now"][i]
@@ -56,10 +57,12 @@ def threads(z: Sizes, s: State, there: list, room_out) -> list[Thread]:
         room_out = room_out & ~(fire & any_sends)
         found.append(
             Thread(
-                reads, sends, load, store, control, length, repeat, running, waiting, ready, has_input, has_room, fire,
+                reads, sends, load, store, control, length, repeat, running, waiting, waiting & ~occupied,
+                ready, has_input, has_room, fire,
                 last, last & is_one(repeat),
             )
         )  # fmt: skip
+        occupied = occupied | waiting
     return found
 
 
@@ -78,5 +81,5 @@ def go_on(z: Sizes, tables: Tables, s: State, i: int, t: Thread) -> tuple[State,
     at, now = lax.cond(jnp.any(t.last != 0), on, lambda *same: same, s["at"][i], now)
     begins = t.end & union(at)
     setup = [begins if z.timing.setup >> b & 1 else jnp.zeros_like(begins) for b in range(len(s["wait"][i]))]
-    state = {"at": at, "now": now, "wait": less_one(s["wait"][i], t.waiting) | jnp.stack(setup)}
+    state = {"at": at, "now": now, "wait": less_one(s["wait"][i], t.prepares) | jnp.stack(setup)}
     return state, Done(t.fire, t.last, t.reads, union(t.sends), t.load, t.store, at)
