@@ -148,3 +148,10 @@ def test_bad_arguments():
         lines.all_reduce("ring", 4, 1)
     with pytest.raises(ArgumentError, match="same size"):
         lines.multicast(3, 1).then(lines.multicast(4, 1))
+
+
+def test_more_memory_than_a_pe_could_address():
+    busy = Fabric(1, 1)
+    busy.instruct((0, 0), Instruction(1, load=True, store=True))
+    with pytest.raises(ArgumentError, match="at most 65,536"):
+        simulate(busy, memory=np.zeros(((1 << 16) + 1, 1, 1), np.float32))

@@ -55,7 +55,6 @@ def cycle(z: Sizes, tables: Tables, s: State) -> State:
     rx = {port: s["route_in"][i] for i, port in enumerate(z.ports_in)}
     tx = {port: s["route_out"][i] for i, port in enumerate(z.ports_out)}
     nothing, inward = jnp.zeros_like(queued[0]), range(len(z.inward))
-    neighbours = [p for p in z.ports_in if p != RAMP and OPPOSITE[p] in z.ports_out]
     room = ~queued[-1]
 
     # The ramp up: the first wavelet goes into the queue of its color.
@@ -86,10 +85,10 @@ def cycle(z: Sizes, tables: Tables, s: State) -> State:
     sent = {port: leave & tx[port] for port in z.ports_out}
 
     # Queues take in what was sent.
-    come = {p: FROM[p](sent[OPPOSITE[p]]) for p in neighbours}
+    come = {p: FROM[p](sent[OPPOSITE[p]]) for p in z.neighbours}
     comes = any_of([up, *come.values()])
     control = list(s["control"])
-    controls = {p: FROM[p](sent[OPPOSITE[p]] & control[0]) for p in neighbours}
+    controls = {p: FROM[p](sent[OPPOSITE[p]] & control[0]) for p in z.neighbours}
     control_comes = any_of([up & s["out_control"][0], *controls.values()])
     after, put = _queue(queued, leave, comes)
     down = [sent[RAMP] & tables.binding[q] for q in inward]

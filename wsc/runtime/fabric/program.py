@@ -89,7 +89,7 @@ class Fabric:
         before makes that one last longer. Without `switch` a second route of a color is a clash.
         """
         out = np.uint8(sum(1 << port for port in set(tx)))
-        rows, columns = (i.ravel() for i in np.broadcast_arrays(*np.ix_(*map(np.atleast_1d, self._picked(where)))))
+        rows, columns = self._picked(where)
         used = (self.rx[color][:, rows, columns] != NOWHERE).sum(axis=0)
         last = np.maximum(used - 1, 0)
         same = (used > 0) & (self.rx[color, last, rows, columns] == rx) & (self.tx[color, last, rows, columns] == out)
@@ -116,16 +116,20 @@ class Fabric:
         for color in (*instruction.reads, *((instruction.sends,) if instruction.sends is not None else ())):
             if not 0 <= color < self.colors:
                 raise ArgumentError(f"{instruction}: there are colors 0 to {self.colors - 1}")
-        if min(instruction.length, instruction.address, instruction.repeat - 1) < 0 or instruction.thread not in (0, 1):
+        if min(instruction.length, instruction.address, instruction.repeat - 1) < 0 or instruction.thread not in range(
+            THREADS
+        ):
             raise ArgumentError(f"{instruction}: length and address are at least 0, repeat at least 1, thread 0 or 1")
         if instruction.length == 0:
             return
-        rows, columns = (i.ravel() for i in np.broadcast_arrays(*np.ix_(*map(np.atleast_1d, self._picked(where)))))
+        rows, columns = self._picked(where)
         values = {name: np.uint32(value) for name, value in encoded(instruction).items()}
         self._append(instruction.thread, rows, columns, values)
 
-    def _picked(self, where: Where):
-        return np.arange(self.rows)[where[0]], np.arange(self.columns)[where[1]]
+    def _picked(self, where: Where) -> list[np.ndarray]:
+        """Row and column of each PE of `where`."""
+        rows, columns = np.arange(self.rows)[where[0]], np.arange(self.columns)[where[1]]
+        return [i.ravel() for i in np.broadcast_arrays(*np.ix_(np.atleast_1d(rows), np.atleast_1d(columns)))]
 
     def _append(self, thread: int, rows, columns, values: dict[str, Any]):
         at = self.instructions[thread, rows, columns]

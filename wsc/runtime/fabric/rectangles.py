@@ -43,7 +43,7 @@ def all_reduce(algorithm: str, rows: int, columns: int, wavelets: int, shape: tu
 
 
 def shift(distance: int, rows: int, columns: int, wavelets: int) -> Fabric:
-    """Everyone's words to the PE `distance` further east, then what came to the one as far south."""
+    """Everyone's words to the PE `distance` further east, then everyone's to the one as far south."""
     return (
         lines.shift(columns, distance, wavelets)
         .across(rows)

@@ -14,11 +14,12 @@ from wsc.runtime.fabric.bits import unbanded, unpack
 from wsc.runtime.fabric.check import check
 from wsc.runtime.fabric.combine import checked
 from wsc.runtime.fabric.engine import run
-from wsc.runtime.fabric.program import PORTS, Fabric, port_names
+from wsc.runtime.fabric.program import Fabric, port_names
 from wsc.runtime.fabric.sizes import Sizes, Timing, bound, sizes_of
 from wsc.runtime.fabric.state import EVENTS, start, tables_of
 
 LIMIT = 10_000_000  # cycles of a run that was given no limit
+WORDS = 1 << 16  # of a PE's memory; a PE of 48 KB has 12,288
 SHOWN = 8  # PEs and queues that a report names
 
 
@@ -87,7 +88,7 @@ def simulate(
     z = sizes_of(fabric, timing, values, watch)
     tables = tables_of(fabric, z)
     _check_memory(fabric, words)
-    state = run(z, tables, start(fabric, z, tables, words), jnp.int32(min(limit, LIMIT)))
+    state = run(z, tables, start(fabric, z, tables, words), jnp.int32(min(limit, np.iinfo(np.int32).max)))
     if not bool(state["done"]):
         raise _unended(fabric, z, state, limit)
     return _read(fabric, z, state, kind)
@@ -116,6 +117,8 @@ def _words(fabric: Fabric, memory: Any) -> tuple[np.ndarray, str]:
 def _check_memory(fabric: Fabric, words: np.ndarray | None):
     if words is None:
         return
+    if len(words) > WORDS:
+        raise ArgumentError(f"memory has {len(words):,} words: a PE is simulated with at most {WORDS:,}")
     code = fabric.code
     touches = (code["flags"] & 3) > 0
     end = np.where(touches, code["address"] + code["length"], 0)
@@ -209,6 +212,3 @@ def _held(fabric: Fabric, z: Sizes, state: dict) -> Iterator[str]:
 
 def _colors(mask) -> list[int]:
     return [k for k in range(32) if int(mask) >> k & 1]
-
-
-__all__ = ["LIMIT", "PORTS", "Run", "Timing", "simulate"]

@@ -7,7 +7,7 @@ import numpy as np
 
 from wsc.errors import QueueSizeError
 from wsc.machine.wafer import Wafer
-from wsc.runtime.fabric.program import FLAGS, NOWHERE, PORTS, RAMP, THREADS, Fabric
+from wsc.runtime.fabric.program import FLAGS, NOWHERE, OPPOSITE, PORTS, RAMP, THREADS, Fabric
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,11 @@ class Sizes:
     threads: tuple["Thread", ...]
     storing: tuple[int, ...] | None  # columns with PEs that store, where they are few
     watch: bool
+
+    @property
+    def neighbours(self) -> tuple[int, ...]:
+        """Ports by which wavelets come from other routers."""
+        return tuple(p for p in self.ports_in if p != RAMP and OPPOSITE[p] in self.ports_out)
 
     @property
     def fields(self) -> int:

@@ -94,8 +94,7 @@ def start(fabric: Fabric, z: Sizes, tables: Tables, memory: np.ndarray | None) -
         ],
     }
     if z.values:
-        if memory is None:
-            memory = np.zeros((1, fabric.rows, fabric.columns), np.uint32)
+        assert memory is not None
         lines = banded(np.concatenate([memory, np.zeros_like(memory[:1])]))  # the last is for what is not stored
         plane = jnp.zeros((32, *words), jnp.uint32)
         state |= {

@@ -11,7 +11,6 @@ from jax import lax
 from wsc.runtime.fabric import bits
 from wsc.runtime.fabric.bits import unpack
 from wsc.runtime.fabric.combine import combine
-from wsc.runtime.fabric.program import OPPOSITE, RAMP
 from wsc.runtime.fabric.sizes import Sizes, Tables
 
 
@@ -56,7 +55,7 @@ def no_moves(z: Sizes, words: tuple[int, ...]) -> Moves:
     return Moves(
         jnp.zeros(z.colors, bool),
         colors,
-        {p: colors for p in z.ports_in if p != RAMP and OPPOSITE[p] in z.ports_out},
+        dict.fromkeys(z.neighbours, colors),
         [colors] * t.router,
         [one for _ in z.inward],
         [colors for _ in z.inward],
