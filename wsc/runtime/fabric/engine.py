@@ -133,6 +133,7 @@ def cycle(z: Sizes, tables: Tables, s: State) -> State:
         stuck = [union(first & ~way), union(way & ~leave)]
         new |= _watched(s, jnp.concatenate([jnp.stack([*links[:4], any_up, links[4], *pe, *stuck]), *queued]))
         new["peak"] = s["peak"] | s["queued"]
+        new["ended"] = [_ended(s, i, p) for i, p in enumerate(pes)]
     return new
 
 
@@ -205,6 +206,15 @@ def _watched(s: State, events) -> State:
     low = plus_one(s["low"], events)
     due = lax.rem(s["cycle"], jnp.int32((1 << LOW) - 1)) == (1 << LOW) - 2
     return lax.cond(due, _emptied, lambda both: both, {"low": low, "counted": s["counted"]})
+
+
+def _ended(s: State, i: int, thread):
+    """The cycle after the last of each instruction."""
+
+    def noted(ended):
+        return jnp.where(unpack(s["at"][i] & thread.end), s["cycle"] + 1, ended)
+
+    return lax.cond(jnp.any(thread.end != 0), noted, lambda same: same, s["ended"][i])
 
 
 def _emptied(state: State) -> State:

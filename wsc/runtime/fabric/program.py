@@ -26,8 +26,10 @@ class Instruction:
     Memory is read and written from word `address` on. With `repeat` it goes over the same words so many times. The last
     wavelet of each time that it sends is a `control` wavelet: it counts at every switch on its way. `slow` ones do an
     element every other cycle, as transfers in the background. One that neither reads, sends, loads nor stores is busy
-    for `length` cycles. A PE has two threads, 0 and 1, that run at the same time, each through its own instructions;
-    both have the ramps, and thread 0 goes first where they want the same.
+    for `length` cycles. `bare` ones need no preparing; `largest` keeps the larger of its operands, whatever else the
+    run does with them. A PE has two threads, 0 and 1, that run at the same time, each through its own instructions;
+    both have the ramps, and thread 0 goes first where they want the same. One that `joins` waits until the other thread
+    is at one, too, or has ended.
     """
 
     length: int
@@ -39,6 +41,9 @@ class Instruction:
     repeat: int = 1
     control: bool = True
     slow: bool = False
+    bare: bool = False
+    largest: bool = False
+    joins: bool = False
     thread: int = 0
 
 
@@ -202,7 +207,7 @@ def stacked(fabrics: Sequence[Fabric], columns: int = 0) -> Fabric:
 
 
 FIELDS = ("length", "repeat", "address", "reads", "sends", "flags")
-FLAGS = ("load", "store", "control", "slow")
+FLAGS = ("load", "store", "control", "slow", "bare", "largest", "joins")
 
 
 def encoded(instruction: Instruction) -> dict[str, int]:

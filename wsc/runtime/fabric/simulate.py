@@ -31,7 +31,7 @@ class Run:
     over each link ("north" to "east", "up" and "down" the ramp) and the cycles a PE was "busy", "starved" of input,
     "blocked" by a full queue, "preparing" an instruction or "running" at all, and that a router's wavelets found the
     way "full" or "lost" a link to another color; `occupancy` [color, ...] is the mean length of a router's queue over
-    the run in words, `peak` its longest.
+    the run in words, `peak` its longest; `ended` [thread, instruction, ...] the cycle after an instruction's last.
     """
 
     cycles: int
@@ -41,6 +41,7 @@ class Run:
     counts: dict[str, np.ndarray] = field(default_factory=dict)
     occupancy: np.ndarray | None = None
     peak: np.ndarray | None = None
+    ended: np.ndarray | None = None
 
     @property
     def finished(self) -> np.ndarray:
@@ -143,6 +144,7 @@ def _read(fabric: Fabric, z: Sizes, state: dict, kind: str) -> Run:
             "counts": dict(zip(EVENTS, counted, strict=False)),
             "occupancy": queues.sum(axis=0) / max(cycles, 1),
             "peak": unbanded(np.asarray(unpack(state["peak"])), fabric.rows).sum(axis=0),
+            "ended": unbanded(np.asarray(jnp.stack(state["ended"])), fabric.rows),
         }
     return Run(cycles, fabric, z.timing, memory, **found)
 

@@ -51,14 +51,15 @@ class Timing:
 
 @dataclass(frozen=True)
 class Thread:
-    """What a thread's instructions do, on any PE: read, send, load, store; read two colors at once; and the address of
-    each instruction, where it is the same on all PEs."""
+    """What a thread's instructions do, on any PE: read, send, load, store; read two colors at once; keep the larger; and
+    the address of each instruction, where it is the same on all PEs."""
 
     reads: bool
     sends: bool
     loads: bool
     stores: bool
     doubles: bool
+    largest: bool
     addresses: tuple[int, ...] | None
 
 
@@ -157,5 +158,6 @@ def _thread(code: dict[str, np.ndarray], instructions: np.ndarray, i: int) -> Th
         loads=bool((flags & 1).any()),
         stores=bool((flags >> 1 & 1).any()),
         doubles=bool((reads & (reads - 1)).any()),
+        largest=bool((flags >> FLAGS.index("largest") & 1).any()),
         addresses=tuple(int(a[0]) if len(a) else 0 for a in found) if same else None,
     )

@@ -67,6 +67,7 @@ def start(fabric: Fabric, z: Sizes, tables: Tables, memory: np.ndarray | None) -
         return jnp.zeros((*front, *words), jnp.uint32)
 
     begun = [jnp.asarray(pack(fabric.instructions[i] > 0)) for i in threads]
+    bare = [tables.code[i][0, z.fields - len(FLAGS) + FLAGS.index("bare")] for i in threads]
     first = jnp.zeros((z.positions, k, *words), jnp.uint32).at[0].set(~jnp.uint32(0))
     state: dict[str, Any] = {
         "cycle": jnp.int32(0),
@@ -89,7 +90,9 @@ def start(fabric: Fabric, z: Sizes, tables: Tables, memory: np.ndarray | None) -
         "at": [zeros(z.instructions).at[0].set(begun[i]) for i in threads],
         "now": [tables.code[i][0] for i in threads],
         "wait": [
-            jnp.stack([begun[i] if t.setup >> b & 1 else zeros() for b in range(max(1, t.setup.bit_length()))])
+            jnp.stack(
+                [begun[i] & ~bare[i] if t.setup >> b & 1 else zeros() for b in range(max(1, t.setup.bit_length()))]
+            )
             for i in threads
         ],
     }
@@ -114,6 +117,7 @@ def start(fabric: Fabric, z: Sizes, tables: Tables, memory: np.ndarray | None) -
             "low": zeros(LOW, events),
             "counted": jnp.zeros((events, 32, *words), jnp.int32),
             "peak": zeros(t.router, k),
+            "ended": [jnp.zeros((z.instructions, 32, *words), jnp.int32) for _ in threads],
         }
     return jax.tree.map(jnp.copy, state)  # no array twice: the run takes them over
 

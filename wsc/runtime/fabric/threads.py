@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from wsc.runtime.fabric.bits import any_of, is_one, less_one, union
+from wsc.runtime.fabric.program import FLAGS
 from wsc.runtime.fabric.sizes import Sizes, Tables
 from wsc.runtime.fabric.values import Done
 
@@ -22,6 +23,7 @@ class Thread(NamedTuple):
     load: Any
     store: Any
     control: Any
+    largest: Any
     length: Any
     repeat: Any
     running: Any
@@ -44,20 +46,22 @@ def threads(z: Sizes, s: State, there: list, room_out) -> list[Thread]:
         now = s["now"][i]
         nothing = jnp.zeros_like(now[0])
         reads, sends = now[: len(queues)], now[len(queues) : len(queues) + z.colors]
-        load, store, control, slow = now[len(queues) + z.colors : z.fields]
+        load, store, control, slow, _, largest, joins = now[len(queues) + z.colors : z.fields]
         length, repeat = now[z.fields : z.fields + z.length_bits], now[z.fields + z.length_bits :]
         running, waiting = union(s["at"][i]), union(s["wait"][i])
         any_sends = union(sends)
         has_input = ~any_of([nothing, *(reads[q] & ~there[q] for q in queues)])
         has_room = ~any_sends | room_out
         ready = running & ~waiting & (~slow | even)
+        if len(z.threads) > 1:
+            ready = ready & ~(joins & union(s["at"][1 - i]) & ~s["now"][1 - i][z.fields - 1])
         fire = ready & has_input & has_room
         last = fire & is_one(length)
         there = [w & ~(fire & reads[q]) for q, w in enumerate(there)]
         room_out = room_out & ~(fire & any_sends)
         found.append(
             Thread(
-                reads, sends, load, store, control, length, repeat, running, waiting, waiting & ~occupied,
+                reads, sends, load, store, control, largest, length, repeat, running, waiting, waiting & ~occupied,
                 ready, has_input, has_room, fire,
                 last, last & is_one(repeat),
             )
@@ -79,7 +83,7 @@ def go_on(z: Sizes, tables: Tables, s: State, i: int, t: Thread) -> tuple[State,
         return at, jnp.concatenate([head, tail])
 
     at, now = lax.cond(jnp.any(t.last != 0), on, lambda *same: same, s["at"][i], now)
-    begins = t.end & union(at)
+    begins = t.end & union(at) & ~now[len(z.inward) + z.colors + FLAGS.index("bare")]
     setup = [begins if z.timing.setup >> b & 1 else jnp.zeros_like(begins) for b in range(len(s["wait"][i]))]
     state = {"at": at, "now": now, "wait": less_one(s["wait"][i], t.prepares) | jnp.stack(setup)}
-    return state, Done(t.fire, t.last, t.reads, union(t.sends), t.load, t.store, at)
+    return state, Done(t.fire, t.last, t.reads, union(t.sends), t.load, t.store, t.largest, at)

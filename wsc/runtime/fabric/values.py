@@ -11,7 +11,7 @@ from jax import lax
 from wsc.runtime.fabric import bits
 from wsc.runtime.fabric.bits import unpack
 from wsc.runtime.fabric.combine import combine
-from wsc.runtime.fabric.sizes import Sizes, Tables
+from wsc.runtime.fabric.sizes import Sizes, Tables, Thread
 
 
 class Done(NamedTuple):
@@ -23,6 +23,7 @@ class Done(NamedTuple):
     sends: Any
     load: Any
     store: Any
+    largest: Any
     at: Any
 
 
@@ -51,7 +52,7 @@ def no_moves(z: Sizes, words: tuple[int, ...]) -> Moves:
         return jnp.zeros((*front, *words), jnp.uint32)
 
     colors, one = zeros(z.colors), zeros()
-    done = Done(one, one, zeros(len(z.inward)), one, one, one, zeros(z.instructions))
+    done = Done(one, one, zeros(len(z.inward)), one, one, one, one, zeros(z.instructions))
     return Moves(
         jnp.zeros(z.colors, bool),
         colors,
@@ -95,7 +96,6 @@ def _element(z: Sizes, i: int, s, memory, before, done: Done):
     """The result of a thread's element, what was read last (`before` it, where it reads nothing), and the memory after
     it is stored."""
     thread, value, read = z.threads[i], None, jnp.zeros_like(done.fire)
-    assert z.values is not None
     if thread.reads:
         for q in range(len(z.inward)):
             head = s["in_value"][q][0]
@@ -104,7 +104,7 @@ def _element(z: Sizes, i: int, s, memory, before, done: Done):
                 continue
             both = head
             if thread.doubles:
-                both = jnp.where(unpack(read), combine(value, head, *z.values), head)
+                both = jnp.where(unpack(read), _combined(z, thread, done, value, head), head)
             value = jnp.where(unpack(done.reads[q]), both, value)
             read = read | done.reads[q]
     bands, high, words, columns = memory.shape
@@ -117,7 +117,7 @@ def _element(z: Sizes, i: int, s, memory, before, done: Done):
         if value is None:
             result = before
         else:
-            result = jnp.where(unpack(done.load & read), combine(value, before, *z.values), before)
+            result = jnp.where(unpack(done.load & read), _combined(z, thread, done, value, before), before)
             result = jnp.where(unpack(read & ~done.load), value, result)
     if not thread.stores:
         return result, before, memory
@@ -133,6 +133,14 @@ def _element(z: Sizes, i: int, s, memory, before, done: Done):
     kept = jnp.where(keeps, kept, before_here)
     flat = memory.reshape(-1).at[where].set(kept, mode="promise_in_bounds", unique_indices=True)
     return result, before, flat.reshape(memory.shape)
+
+
+def _combined(z: Sizes, thread: Thread, done: Done, a, b):
+    """Both operands combined as the run does, or, where the instruction says so, the larger."""
+    assert z.values is not None
+    dtype, way = z.values
+    usual = combine(a, b, dtype, way)
+    return jnp.where(unpack(done.largest), combine(a, b, dtype, "max"), usual) if thread.largest else usual
 
 
 def _address(z: Sizes, tables: Tables, i: int, address, done: Done):
