@@ -15,8 +15,10 @@ from wsc.machine.baselines import Serving
 from wsc.machine.wafer import Wafer
 from wsc.program import Program
 from wsc.runtime.execute import as_function
+from wsc.runtime.fabric.simulate import LIMIT
 from wsc.runtime.in_place import InPlace
 from wsc.runtime.report import Report
+from wsc.runtime.simulation import Simulation, simulate_stage
 from wsc.runtime.telemetry import Telemetry
 
 # Bytes of weights to which the efficiencies of other hardware may be carried: they were fitted to 16 GB. A small model
@@ -131,6 +133,28 @@ class Executable:
                 f"{type(wafer).__name__} is no wsc.Wafer: make one with dataclasses.replace(wsc.WSE3, ...)"
             )
         return Telemetry(dataclasses.replace(self.program, wafer=wafer)).seconds
+
+    def simulate(
+        self, *args: Any, stage: int | str | None = None, scale: float = 1.0, limit: int = LIMIT
+    ) -> Simulation:
+        """One placed stage cycle by cycle on the fabric simulator: every wavelet of its collectives and moves, its
+        arithmetic as so many cycles a PE. Compare `.cycles` with the closed forms' `.modelled`, `.phases` one by one;
+        `.run` has what links and queues carried and who waited for what.
+
+        With the arguments of a call the wavelets carry what the PEs really add up, and `.outputs` are what the stage
+        hands on; without, time alone is simulated. `stage`: its number or name, the most repeated one (a layer) unless
+        told. `scale`: below 1, a cut-out of the region with its sides so much shorter, lines of fewer PEs with as much
+        data each. Off-wafer links are left out. Raises ArgumentError, and CycleLimitError after `limit` cycles.
+
+        >>> import jax.numpy as jnp, wsc
+        >>> w, x = jnp.ones((64, 32)), jnp.ones((1, 64))
+        >>> exe = wsc.compile(lambda w, x: x @ w, w, x, weight_argnums=0, grid=(8, 4))
+        >>> found = exe.simulate(w, x)
+        >>> found.equal, bool((found.outputs[0] == 64).all())
+        (True, True)
+        """
+        leaves = [*self._bound_leaves(), *self._check(args)] if args else None
+        return simulate_stage(self, leaves, stage, scale, limit)
 
     def as_text(self) -> str:
         """The placed program: stages, regions, memory maps, layouts and steps."""

@@ -6,9 +6,10 @@ of the reduce that the step names.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from wsc.runtime.order import apart, exactly, never, reduce_in_order
 from wsc.runtime.products import EXACT, MOST, Products
 
 ORDERS = ("fabric", "xla")
+NO_SUMS: Mapping = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,20 @@ class Function:
         return self.run(self.prepare(*flat), *flat)
 
 
-def as_function(program: Program, order: str) -> Function:
-    """What the placed program computes, adding in the given order."""
+Sums = Callable[[PlacedOp, jax.Array], jax.Array]  # [PEs along x, PEs along y, ...] summed, or the largest of them
+
+
+def as_function(program: Program, order: str, sums: Mapping[int, Sums] = NO_SUMS, kept: Sequence[Any] = ()) -> Function:
+    """What the placed program computes, adding in the given order; equations whose id is in `sums` have what every PE
+    has for them summed by that. Behind the outputs come the values of the variables `kept`."""
     jaxpr, consts = program.jaxpr, program.consts
     if order == "xla" and program.written:
         jaxpr, consts = program.written
     placed = {}
     if order == "fabric":
-        placed = {id(op.eqn): op for _, op in program.ops() if op.name in _IN_ORDER and _participants(op)}
-    stationary = _stationary(program, placed)
+        named = {id(op.eqn): op for _, op in program.ops() if _participants(op)}
+        placed = {e: op for e, op in named.items() if e in sums or op.name in _IN_ORDER}
+    stationary = _stationary(program, {e: op for e, op in placed.items() if e not in sums})
     sized = {body.meter: body.sized for _, op in program.ops() for body in op.bodies if body.sized is not None}
 
     def evaluate(eqns, env, counts, tiles, zero):
@@ -64,7 +71,12 @@ def as_function(program: Program, order: str) -> Function:
                 if (meter := eqn.params.get(jaxapi.METER)) in sized:
                     for i, n in enumerate((1, *sized[meter].count(values)), meter):
                         counts[i] = counts.get(i, 0) + n
-                results = [_IN_ORDER[op.name](op, values, tiles.get(id(eqn)), zero)] if op else jaxapi.bind(eqn, values)
+                if op and id(eqn) in sums:
+                    results = [sums[id(eqn)](op, PARTIALS[op.name](op, values, zero))]
+                elif op:
+                    results = [_IN_ORDER[op.name](op, values, tiles.get(id(eqn)), zero)]
+                else:
+                    results = jaxapi.bind(eqn, values)
             env.update(zip(eqn.outvars, results, strict=True))
 
     def inputs(flat):
@@ -82,7 +94,7 @@ def as_function(program: Program, order: str) -> Function:
         ready = {id(op.eqn): (side, t) for (op, side), t in zip(stationary.dots, tiles, strict=True)}
         evaluate(jaxpr.eqns, env, counts, ready, never(flat) if placed else 0)
         metered = range(max(counts, default=-1) + 1)
-        return [_read(a, env) for a in jaxpr.outvars], tuple(counts.get(m, 0) for m in metered)
+        return [_read(a, env) for a in (*jaxpr.outvars, *kept)], tuple(counts.get(m, 0) for m in metered)
 
     return Function(prepare, run)
 
@@ -161,12 +173,14 @@ def _participants(op: PlacedOp) -> bool:
     return any(isinstance(s, AllReduce) for s in op.steps)
 
 
-def _cut(array, dims: tuple[int, ...], at: Layout) -> tuple[jax.Array, dict[int, int], dict[int, int]]:
-    """Each cut one of `dims` split into [parts, tile], zeros filling the last tile; with the new axis of every
+def _cut(
+    array, dims: tuple[int, ...], at: Layout, nothing: float = 0.0
+) -> tuple[jax.Array, dict[int, int], dict[int, int]]:
+    """Each cut one of `dims` split into [parts, tile], `nothing` filling the last tile; with the new axis of every
     dimension, and the axis of the parts of those that were cut. A folded one is laid out piece by piece first."""
     for d in dims:
         if (f := at.fold(d)) > 1:
-            array = _interleaved(array, d, f, at.y[d] * at.x[d])
+            array = _interleaved(array, d, f, at.y[d] * at.x[d], nothing)
     widths, shape, tile_axis, parts_axis = [(0, 0)] * array.ndim, [], {}, {}
     for d, n in enumerate(array.shape):
         parts = at.y[d] * at.x[d] if d in dims else 1
@@ -178,7 +192,7 @@ def _cut(array, dims: tuple[int, ...], at: Layout) -> tuple[jax.Array, dict[int,
             shape.append(parts)
         tile_axis[d] = len(shape)
         shape.append(tile)
-    padded = jnp.pad(array, widths) if any(w != (0, 0) for w in widths) else array
+    padded = jnp.pad(array, widths, constant_values=nothing) if any(w != (0, 0) for w in widths) else array
     return padded.reshape(shape), tile_axis, parts_axis
 
 
@@ -188,13 +202,13 @@ def _tile(at: Layout, d: int, n: int) -> int:
     return -(-at.frame(d, n if f == 1 else -(-n // (f * parts)) * f * parts) // parts)
 
 
-def _interleaved(array, d: int, pieces: int, parts: int) -> jax.Array:
+def _interleaved(array, d: int, pieces: int, parts: int, nothing: float) -> jax.Array:
     """A dimension in another order: part p of each of its `pieces`, one after the other, for every p."""
     before, n, after = array.shape[:d], array.shape[d], array.shape[d + 1 :]
     tile = -(-n // (pieces * parts))
     array = array.reshape(*before, pieces, n // pieces, *after)
     filling = [(0, 0)] * (d + 1) + [(0, tile * parts - n // pieces)] + [(0, 0)] * len(after)
-    array = jnp.pad(array, filling).reshape(*before, pieces, parts, tile, *after)
+    array = jnp.pad(array, filling, constant_values=nothing).reshape(*before, pieces, parts, tile, *after)
     return jnp.swapaxes(array, d, d + 1).reshape(*before, pieces * parts * tile, *after)
 
 
@@ -207,7 +221,7 @@ def _by_line(array, parts: list[tuple[int, int]]):
     return array.reshape(math.prod(x for _, x in parts), math.prod(y for y, _ in parts), *rest)
 
 
-def _add_up(partial, lines: dict[str, AllReduce]):
+def add_up(partial, lines: dict[str, AllReduce]):
     """Sum [PEs along x, PEs along y, ...] along x and then along y."""
     for axis in "xy":
         step = lines.get(axis)
@@ -218,7 +232,7 @@ def _add_up(partial, lines: dict[str, AllReduce]):
 def _dot_in_order(op: PlacedOp, values: list, ready: tuple[int, Any] | None, zero):
     """dot_general with its contracted dimensions cut: the products of tiles, and the sum over them.
     `ready` is the side of an operand that was made ready before, and what it is then."""
-    (k_lhs, _), (b_lhs, _) = op.eqn.params["dimension_numbers"]
+    (k_lhs, _), _ = op.eqn.params["dimension_numbers"]
     at, out = op.ins[0], op.eqn.outvars[0].aval
     assert at is not None
     lines, parts, products = algorithms(op, at, tuple(k_lhs)), _parts(op), _products(op)
@@ -229,7 +243,14 @@ def _dot_in_order(op: PlacedOp, values: list, ready: tuple[int, Any] | None, zer
         total = products.sum(lhs, rhs, zero)
         if len(lines) == 1:
             return total.reshape(out.shape)
-        return _add_up(total.reshape(1, math.prod(y for y, _ in parts), *out.shape), {"y": lines["y"]})
+        return add_up(total.reshape(1, math.prod(y for y, _ in parts), *out.shape), {"y": lines["y"]})
+    return add_up(_dot_partials(op, lhs, rhs), lines)
+
+
+def _dot_partials(op: PlacedOp, lhs, rhs) -> jax.Array:
+    """The products of the tiles [PEs along x, PEs along y, ...]."""
+    (k_lhs, _), (b_lhs, _) = op.eqn.params["dimension_numbers"]
+    parts = _parts(op)
     outer, tile = len(parts) + len(b_lhs), len(k_lhs)
     batch, inner = list(range(outer)), list(range(outer, outer + tile))
     partial = jax.lax.dot_general(
@@ -239,7 +260,25 @@ def _dot_in_order(op: PlacedOp, values: list, ready: tuple[int, Any] | None, zer
         precision=op.eqn.params.get("precision"),
         preferred_element_type=op.eqn.params.get("preferred_element_type"),
     )
-    return _add_up(_by_line(partial, parts), lines)
+    return _by_line(partial, parts)
+
+
+def _every_product(op: PlacedOp, values: list, zero) -> jax.Array:
+    """The same of operands as they come, where products are multiplied one by one too."""
+    products, out = _products(op), op.eqn.outvars[0].aval
+    if products is None:
+        return _dot_partials(op, *(_tiles(op, side, value) for side, value in enumerate(values)))
+    lhs, rhs = (
+        _by_line(_tiles(op, side, apart(value, zero).astype(out.dtype)), _parts(op))
+        for side, value in enumerate(values)
+    )
+    pes = lhs.shape[:2]
+    lhs = lhs.reshape(*pes, -1, products.tile, products.rows, 1)
+    rhs = rhs.reshape(*pes, -1, products.tile, 1, products.columns)
+    total = exactly(lhs[:, :, :, 0] * rhs[:, :, :, 0], zero)
+    for k in range(1, products.tile):
+        total = total + exactly(lhs[:, :, :, k] * rhs[:, :, :, k], zero)
+    return total.reshape(*pes, *out.shape)
 
 
 def _parts(op: PlacedOp) -> list[tuple[int, int]]:
@@ -284,14 +323,30 @@ def _sum_in_order(op: PlacedOp, values: list, ready: None, zero):
     """reduce_sum over cut dimensions: each tile, then the sum over tiles."""
     at, axes = op.ins[0], tuple(op.eqn.params["axes"])
     assert at is not None
-    array, tile_axis, parts_axis = _cut(apart(values[0], zero), axes, at)
+    return add_up(_tile_sums(op, values, zero), algorithms(op, at, axes))
+
+
+def _tile_sums(op: PlacedOp, values: list, zero) -> jax.Array:
+    return _tile_by_tile(op, partial(jnp.sum, dtype=values[0].dtype), values[0], 0.0, zero)
+
+
+def _tile_maxima(op: PlacedOp, values: list, zero) -> jax.Array:
+    return _tile_by_tile(op, jnp.max, values[0], -jnp.inf, zero)
+
+
+def _tile_by_tile(op: PlacedOp, fold: Callable, array, nothing: float, zero) -> jax.Array:
+    """What every PE makes of its tile [PEs along x, PEs along y, ...]."""
+    at, axes = op.ins[0], tuple(op.eqn.params["axes"])
+    assert at is not None
+    array, tile_axis, parts_axis = _cut(apart(array, zero), axes, at, nothing)
     cut_dims = sorted(parts_axis)
     array = jnp.moveaxis(array, [parts_axis[d] for d in cut_dims], range(len(cut_dims)))
     moved = [tile_axis[d] + sum(parts_axis[c] > tile_axis[d] for c in cut_dims) for d in axes]
-    partial = jnp.sum(array, axis=tuple(moved), dtype=array.dtype)
+    partial = fold(array, axis=tuple(moved))
     if partial.dtype in EXACT:
         partial = exactly(partial, zero)
-    return _add_up(_by_line(partial, [(at.y[d], at.x[d]) for d in cut_dims]), algorithms(op, at, axes))
+    return _by_line(partial, [(at.y[d], at.x[d]) for d in cut_dims])
 
 
 _IN_ORDER: dict[str, Callable] = {"dot_general": _dot_in_order, "reduce_sum": _sum_in_order}
+PARTIALS: dict[str, Callable] = {"dot_general": _every_product, "reduce_sum": _tile_sums, "reduce_max": _tile_maxima}

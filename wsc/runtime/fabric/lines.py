@@ -8,6 +8,7 @@ the last message it takes in on to its own receiver, its data added.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from wsc.errors import ArgumentError
 from wsc.machine.collectives import generated_depth, k_levels
@@ -21,7 +22,7 @@ def _line(pes: int, wavelets: int, spacing: int) -> Fabric:
     return Fabric(1, (pes - 1) * spacing + 1)
 
 
-def _message(line: Fabric, color: int, source: int, target: int):
+def add_message(line: Fabric, color: int, source: int, target: int):
     """Routes from one PE to another, wherever between."""
     way = EAST if target > source else WEST
     line.route(color, (0, source), RAMP, [way])
@@ -31,10 +32,11 @@ def _message(line: Fabric, color: int, source: int, target: int):
     line.route(color, (0, target), OPPOSITE[way], [RAMP])
 
 
-def _add_reduce(
-    line: Fabric, places: Sequence[int], algorithm: str, wavelets: int, shape: tuple[int, ...], colors
+def add_reduce(
+    line: Fabric, places: Sequence[int], algorithm: str, each: Instruction, shape: tuple[int, ...], colors
 ) -> int:
-    """The reduce over the PEs at `places`, by messages of `wavelets` words at address 0; returns its root's place."""
+    """The reduce over the PEs at `places`, of the words that `each` has the length, the address and the way to combine
+    of, on two `colors`; returns its root's place."""
     tree, root = senders(algorithm, len(places), shape)
     depth = {root: 0}
     for node in _down(tree, root):
@@ -46,17 +48,17 @@ def _add_reduce(
     later_first = bool(tree[root]) and tree[root][0] < root
     for east in (not later_first, later_first):
         for child in sorted(sides[east], key=lambda c: abs(c - root)):
-            _message(line, colors[depth[parent[child]] % 2], places[child], places[parent[child]])
+            add_message(line, colors[depth[parent[child]] % 2], places[child], places[parent[child]])
     for node, children in enumerate(tree):
         take = colors[depth[node] % 2]
         send = colors[(depth[node] - 1) % 2] if node != root else None
-        adding = Instruction(wavelets, reads=(take,), load=True, store=True)
         kept = len(children) if send is None else len(children) - 1
         if kept > 0:
-            line.instruct((0, places[node]), Instruction(**{**vars(adding), "repeat": kept}))
+            adding = replace(each, reads=(take,), load=True, store=True, repeat=kept)
+            line.instruct((0, places[node]), adding)
         if send is not None:
             reads = (take,) if children else ()
-            line.instruct((0, places[node]), Instruction(wavelets, reads=reads, sends=send, load=True))
+            line.instruct((0, places[node]), replace(each, reads=reads, sends=send, load=True))
     return places[root]
 
 
@@ -68,26 +70,59 @@ def _down(tree, root: int):
         todo += tree[node]
 
 
-def _add_multicast(line: Fabric, places: Sequence[int], root: int, wavelets: int, store: bool = True):
-    """From the PE at `root` to all others: first to one side, then to the other."""
-    for way, rest in ((EAST, [p for p in places if p > root]), (WEST, [p for p in reversed(places) if p < root])):
+def add_multicast(line: Fabric, places: Sequence[int], root: int, each: Instruction, colors):
+    """From the PE at `root` to all others, first to the one side, then to the other, each on one of two `colors`."""
+    sides = (EAST, [p for p in places if p > root]), (WEST, [p for p in reversed(places) if p < root])
+    for (way, rest), color in zip(sides, colors, strict=True):
         if not rest:
             continue
-        color = line.color()
         line.route(color, (0, root), RAMP, [way])
         here, last = set(rest), rest[-1]
         for p in range(min(root + 1, last), max(root, last + 1)):
             onward = [way] if p != last else []
             line.route(color, (0, p), OPPOSITE[way], [*onward, *([RAMP] if p in here else [])])
-        line.instruct((0, root), Instruction(wavelets, sends=color, load=True))
+        line.instruct((0, root), replace(each, sends=color, load=True))
         for p in rest:
-            line.instruct((0, p), Instruction(wavelets, reads=(color,), store=store))
+            line.instruct((0, p), replace(each, reads=(color,), store=True))
+
+
+def add_all_reduce(
+    line: Fabric, places: Sequence[int], algorithm: str, each: Instruction, shape: tuple[int, ...], colors, heard=None
+):
+    """The sum over the PEs at `places` at all of them, or at all that have `heard` of it; pairs of `colors`, one for
+    each level of a k_level and one for the way back."""
+    pes, colors, root = len(places), list(colors), places[0]
+    if algorithm == "ring":
+        raise ArgumentError(
+            "a ring adds every part of the data in another order and is not simulated: take another all-reduce"
+        )
+    if algorithm == "k_level":
+        roots = list(places)
+        for size in k_levels(pes, shape):
+            groups = [roots[i : i + size] for i in range(0, len(roots), size)]
+            pair = colors.pop(0)
+            roots = [add_reduce(line, group, "centre_chain", each, (), pair) for group in groups]
+        root = roots[0]
+    else:
+        if pes == 2:
+            algorithm = algorithm.removeprefix("centre_")
+        half = pes // 2 + 1 if algorithm.startswith("centre_") else pes
+        shape = shape_of(algorithm.removeprefix("centre_"), half, each.length, shape)
+        root = add_reduce(line, places, algorithm, each, shape, colors.pop(0))
+    add_multicast(line, places if heard is None else heard, root, each, colors.pop(0))
+
+
+def color_pairs(line: Fabric, algorithm: str, pes: int, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """New colors as an all-reduce takes them."""
+    levels = len(k_levels(pes, shape)) if algorithm == "k_level" else 1
+    return [(line.color(), line.color()) for _ in range(levels + 1)]
 
 
 def multicast(pes: int, wavelets: int, spacing: int = 1) -> Fabric:
     """The first PE's words 0 to `wavelets` to all others of a line whose participants are `spacing` hops apart."""
     line = _line(pes, wavelets, spacing)
-    _add_multicast(line, range(0, line.columns, spacing), 0, wavelets)
+    if pes > 1:
+        add_multicast(line, range(0, line.columns, spacing), 0, Instruction(wavelets), (line.color(), None))
     return line
 
 
@@ -95,41 +130,21 @@ def reduce(algorithm: str, pes: int, wavelets: int, shape: tuple[int, ...] = (),
     """The sum of the words 0 to `wavelets` of all participants, at the first one."""
     line = _line(pes, wavelets, spacing)
     if pes > 1:
-        colors = line.color(), line.color()
-        _add_reduce(
-            line, range(0, line.columns, spacing), algorithm, wavelets, _shape(algorithm, pes, wavelets, shape), colors
-        )
+        colors, shape = (line.color(), line.color()), shape_of(algorithm, pes, wavelets, shape)
+        add_reduce(line, range(0, line.columns, spacing), algorithm, Instruction(wavelets), shape, colors)
     return line
 
 
 def all_reduce(algorithm: str, pes: int, wavelets: int, shape: tuple[int, ...] = (), spacing: int = 1) -> Fabric:
     """The same sum at every participant, by the algorithms of `wsc.machine.collectives.all_reduce` but the ring."""
     line = _line(pes, wavelets, spacing)
-    places = list(range(0, line.columns, spacing))
-    if pes == 1:
-        return line
-    if algorithm == "ring":
-        raise ArgumentError(
-            "a ring adds every part of the data in another order and is not simulated: take another all-reduce"
-        )
-    if algorithm == "k_level":
-        lines = places
-        for size in k_levels(pes, shape):
-            colors = line.color(), line.color()
-            groups = [lines[i : i + size] for i in range(0, len(lines), size)]
-            lines = [_add_reduce(line, group, "centre_chain", wavelets, (), colors) for group in groups]
-        root = lines[0]
-    else:
-        if pes == 2:
-            algorithm = algorithm.removeprefix("centre_")
-        half = pes // 2 + 1 if algorithm.startswith("centre_") else pes
-        shape = _shape(algorithm.removeprefix("centre_"), half, wavelets, shape)
-        root = _add_reduce(line, places, algorithm, wavelets, shape, (line.color(), line.color()))
-    _add_multicast(line, places, root, wavelets)
-    return line
+    if pes > 1:
+        colors = color_pairs(line, algorithm, pes, shape)
+        add_all_reduce(line, range(0, line.columns, spacing), algorithm, Instruction(wavelets), shape, colors)
+    return line.tidy()
 
 
-def _shape(algorithm: str, pes: int, wavelets: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+def shape_of(algorithm: str, pes: int, wavelets: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (generated_depth(pes, wavelets),) if algorithm == "generated" and not shape else shape
 
 
@@ -153,7 +168,7 @@ def shift(pes: int, distance: int, wavelets: int, colors: int = 18) -> Fabric:
         return used[source % len(used) if apart else source // distance % 2]
 
     for source in range(pes - distance - 1, -1, -1):
-        _message(line, color(source), source, source + distance)
+        add_message(line, color(source), source, source + distance)
     for pe in range(pes):
         if pe + distance < pes:
             line.instruct((0, pe), Instruction(wavelets, sends=color(pe), load=True))
@@ -174,7 +189,7 @@ def exchange(pes: int, wavelets: int) -> Fabric:
     targets = dict(zip(ring, [*ring[1:], ring[0]], strict=True))
     colors = {pe: (east if target > pe else west)[pe // 2 % 2] for pe, target in targets.items()}
     for source, target in targets.items():
-        _message(line, colors[source], source, target)
+        add_message(line, colors[source], source, target)
     for pe, target in targets.items():
         line.instruct((0, pe), Instruction(wavelets, sends=colors[pe], load=True))
         store = Instruction(wavelets, reads=(colors[pe],), store=True, address=wavelets, thread=1)

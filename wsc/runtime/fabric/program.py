@@ -1,6 +1,7 @@
 """What a grid of PEs is told before the first cycle: the routes of its colors, and vector instructions for PEs."""
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ PORT_NAMES = ("north", "south", "west", "east", "ramp")
 OPPOSITE = (SOUTH, NORTH, EAST, WEST)
 NOWHERE = 255  # a port that a router does not have
 POSITIONS = 4  # of a switch
-THREADS = 2  # of a PE
+THREADS = 3  # of a PE that are simulated
 
 Where = tuple[Any, Any]  # how numpy picks rows and columns
 
@@ -27,9 +28,9 @@ class Instruction:
     wavelet of each time that it sends is a `control` wavelet: it counts at every switch on its way. `slow` ones do an
     element every other cycle, as transfers in the background. One that neither reads, sends, loads nor stores is busy
     for `length` cycles. `bare` ones need no preparing; `largest` keeps the larger of its operands, whatever else the
-    run does with them. A PE has two threads, 0 and 1, that run at the same time, each through its own instructions;
-    both have the ramps, and thread 0 goes first where they want the same. One that `joins` waits until the other thread
-    is at one, too, or has ended.
+    run does with them. A PE has threads 0 to 2 that run at the same time, each through its own instructions; all
+    have the ramps, and the lower number goes first where they want the same. One that `joins` waits until all other
+    threads are at one, too, or have ended.
     """
 
     length: int
@@ -124,7 +125,9 @@ class Fabric:
         if min(instruction.length, instruction.address, instruction.repeat - 1) < 0 or instruction.thread not in range(
             THREADS
         ):
-            raise ArgumentError(f"{instruction}: length and address are at least 0, repeat at least 1, thread 0 or 1")
+            raise ArgumentError(
+                f"{instruction}: length and address are at least 0, repeat at least 1, thread 0 to {THREADS - 1}"
+            )
         if instruction.length == 0:
             return
         rows, columns = self._picked(where)
@@ -146,6 +149,18 @@ class Fabric:
             self.code[name][thread, at, rows, columns] = value
         self.instructions[thread, rows, columns] = at + 1
 
+    def tidy(self) -> "Fabric":
+        """This program without the colors that no router has a route for."""
+        used = (self.rx != NOWHERE).any(axis=(1, 2, 3))
+        if used.all():
+            return self
+        kept = copy(self)
+        kept.rx, kept.tx, kept.controls = self.rx[used], self.tx[used], self.controls[used]
+        kept.code = dict(self.code)
+        for name in ("reads", "sends"):
+            kept.code[name] = renumbered(self.code[name], np.cumsum(used) - 1)
+        return kept
+
     def then(self, other: "Fabric") -> "Fabric":
         """Every PE runs its instructions of `other` after those of this one, on colors of their own."""
         if (other.rows, other.columns) != (self.rows, self.columns):
@@ -155,13 +170,16 @@ class Fabric:
             setattr(both, name, np.concatenate([getattr(self, name), getattr(other, name)]))
         both.code = {name: table.copy() for name, table in self.code.items()}
         both.instructions = self.instructions.copy()
-        for thread, i in np.ndindex(other.code["length"].shape[:2]):
-            rows, columns = np.nonzero(other.instructions[thread] > i)
-            values = {name: table[thread, i, rows, columns] for name, table in other.code.items()}
-            for name in ("reads", "sends"):
-                values[name] = values[name] << np.uint32(self.colors)
-            both._append(thread, rows, columns, values)
+        numbers = range(self.colors, both.colors)
+        code = {n: renumbered(t, numbers) if n in ("reads", "sends") else t for n, t in other.code.items()}
+        both.extend(code, other.instructions)
         return both
+
+    def extend(self, code: dict[str, np.ndarray], instructions: np.ndarray):
+        """Further instructions for PEs, as another program has them, their colors numbered as here."""
+        for thread, i in np.ndindex(code["length"].shape[:2]):
+            rows, columns = np.nonzero(instructions[thread] > i)
+            self._append(thread, rows, columns, {name: table[thread, i, rows, columns] for name, table in code.items()})
 
     def across(self, rows: int, axis: str = "x") -> "Fabric":
         """This line (one row) on each of `rows` lines: of rows, or, where `axis` is "y", of columns."""
@@ -220,6 +238,14 @@ def encoded(instruction: Instruction) -> dict[str, int]:
         "sends": 0 if instruction.sends is None else 1 << instruction.sends,
         "flags": sum(getattr(instruction, name) << i for i, name in enumerate(FLAGS)),
     }
+
+
+def renumbered(masks: np.ndarray, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Masks of colors in which color k has become `numbers[k]`."""
+    found = np.zeros_like(masks)
+    for k, number in enumerate(numbers):
+        found |= (masks >> np.uint32(k) & np.uint32(1)) << np.uint32(max(int(number), 0))
+    return found
 
 
 def port_names(mask: int) -> str:

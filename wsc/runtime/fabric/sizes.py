@@ -51,8 +51,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class Thread:
-    """What a thread's instructions do, on any PE: read, send, load, store; read two colors at once; keep the larger; and
-    the address of each instruction, where it is the same on all PEs."""
+    """What a thread's instructions do, on any PE: read, send, load, store; read two colors at once; keep the larger;
+    and the address of each instruction, where it is the same on all PEs."""
 
     reads: bool
     sends: bool
@@ -128,7 +128,7 @@ def sizes_of(fabric: Fabric, timing: Timing, values: tuple[str, str] | None, wat
     inward = tuple(tuple(k for k in colors if (binding[k] == q).any()) for q in range(int(binding.max(initial=-1)) + 1))
     stores = np.flatnonzero((code["flags"] >> 1 & 1).any(axis=(0, 1, 2)))
     threads = [_thread(code, fabric.instructions, i) for i in range(THREADS)]
-    used_threads = 2 if fabric.instructions[1].any() else 1
+    used_threads = max((i + 1 for i in range(THREADS) if fabric.instructions[i].any()), default=1)
     positions = max(1, int(used.sum(axis=1).max(initial=0)))
     return Sizes(
         timing, fabric.rows * fabric.columns, fabric.colors, ports_in, ports_out, forks, shared, positions,

@@ -53,8 +53,9 @@ def threads(z: Sizes, s: State, there: list, room_out) -> list[Thread]:
         has_input = ~any_of([nothing, *(reads[q] & ~there[q] for q in queues)])
         has_room = ~any_sends | room_out
         ready = running & ~waiting & (~slow | even)
-        if len(z.threads) > 1:
-            ready = ready & ~(joins & union(s["at"][1 - i]) & ~s["now"][1 - i][z.fields - 1])
+        for other in range(len(z.threads)):
+            if other != i:
+                ready = ready & ~(joins & union(s["at"][other]) & ~s["now"][other][z.fields - 1])
         fire = ready & has_input & has_room
         last = fire & is_one(length)
         there = [w & ~(fire & reads[q]) for q, w in enumerate(there)]
