@@ -25,6 +25,7 @@ from wsc.cli_options import (
     out,
     waiting,
 )
+from wsc.cli_simulate import simulate
 from wsc.cli_stream import stream
 from wsc.cli_train import train
 from wsc.errors import ArgumentError, WscError
@@ -310,6 +311,7 @@ def config_of(model: str) -> Any:
 
 app.command()(train)
 app.command()(stream)
+app.command()(simulate)
 
 
 def main() -> None:

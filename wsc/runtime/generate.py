@@ -146,6 +146,16 @@ class LanguageModel(Executable):
             row, *cache = self.decoder(weights, jnp.full((self.batch, 1), token, jnp.int32), cache)
             logits, length = row[0, -1], length + 1
 
+    def arguments_after(self, prompt: list[int]) -> tuple[jax.Array, Any]:
+        """The arguments of the decode step that reads the last of the ids of `prompt`: what to call this program with,
+        or to `simulate`. Raises ArgumentError as `generate_ids`."""
+        *before, last = self._check_prompt(prompt, 1)
+        cache = self.model.init_cache(batch=self.batch, context=self.context)
+        if before:
+            _, leaves, _ = self._read_prompt(before, self._bound_leaves())
+            cache = jax.tree.unflatten(jax.tree.structure(cache), leaves)
+        return jnp.full((self.batch, 1), last, jnp.int32), cache
+
     def _read_prompt(self, prompt: list[int], weights) -> tuple[jax.Array, list, int]:
         """Run the prompt through prefill chunks; what follows the prompt in the last chunk is overwritten later."""
         cache = self.model.init_cache(batch=self.batch, context=self.context)
