@@ -70,27 +70,27 @@ def _down(tree, root: int):
         todo += tree[node]
 
 
-def add_multicast(line: Fabric, places: Sequence[int], root: int, each: Instruction, colors):
-    """From the PE at `root` to all others, first to the one side, then to the other, each on one of two `colors`."""
-    sides = (EAST, [p for p in places if p > root]), (WEST, [p for p in reversed(places) if p < root])
-    for (way, rest), color in zip(sides, colors, strict=True):
-        if not rest:
-            continue
-        line.route(color, (0, root), RAMP, [way])
-        here, last = set(rest), rest[-1]
-        for p in range(min(root + 1, last), max(root, last + 1)):
+def add_multicast(line: Fabric, places: Sequence[int], root: int, each: Instruction, color: int):
+    """From the PE at `root` to all others, to both sides at once."""
+    west, east = min(*places, root), max(*places, root)
+    here = set(places) - {root}
+    if not here:
+        return
+    line.route(color, (0, root), RAMP, [*([WEST] if root > west else []), *([EAST] if root < east else [])])
+    for way, side, last in ((WEST, range(west, root), west), (EAST, range(root + 1, east + 1), east)):
+        for p in side:
             onward = [way] if p != last else []
             line.route(color, (0, p), OPPOSITE[way], [*onward, *([RAMP] if p in here else [])])
-        line.instruct((0, root), replace(each, sends=color, load=True))
-        for p in rest:
-            line.instruct((0, p), replace(each, reads=(color,), store=True))
+    line.instruct((0, root), replace(each, sends=color, load=True))
+    for p in here:
+        line.instruct((0, p), replace(each, reads=(color,), store=True))
 
 
 def add_all_reduce(
     line: Fabric, places: Sequence[int], algorithm: str, each: Instruction, shape: tuple[int, ...], colors, heard=None
 ):
-    """The sum over the PEs at `places` at all of them, or at all that have `heard` of it; pairs of `colors`, one for
-    each level of a k_level and one for the way back."""
+    """The sum over the PEs at `places` at all of them, or at all that have `heard` of it. `colors` are two for each
+    level of the reduce, and one for the way back."""
     pes, colors, root = len(places), list(colors), places[0]
     if algorithm == "ring":
         raise ArgumentError(
@@ -100,7 +100,7 @@ def add_all_reduce(
         roots = list(places)
         for size in k_levels(pes, shape):
             groups = [roots[i : i + size] for i in range(0, len(roots), size)]
-            pair = colors.pop(0)
+            pair, colors = colors[:2], colors[2:]
             roots = [add_reduce(line, group, "centre_chain", each, (), pair) for group in groups]
         root = roots[0]
     else:
@@ -108,21 +108,21 @@ def add_all_reduce(
             algorithm = algorithm.removeprefix("centre_")
         half = pes // 2 + 1 if algorithm.startswith("centre_") else pes
         shape = shape_of(algorithm.removeprefix("centre_"), half, each.length, shape)
-        root = add_reduce(line, places, algorithm, each, shape, colors.pop(0))
-    add_multicast(line, places if heard is None else heard, root, each, colors.pop(0))
+        root = add_reduce(line, places, algorithm, each, shape, colors[:2])
+    add_multicast(line, places if heard is None else heard, root, each, colors[-1])
 
 
-def color_pairs(line: Fabric, algorithm: str, pes: int, shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """New colors as an all-reduce takes them."""
+def all_reduce_colors(line: Fabric, algorithm: str, pes: int, shape: tuple[int, ...]) -> list[int]:
+    """New colors for one."""
     levels = len(k_levels(pes, shape)) if algorithm == "k_level" else 1
-    return [(line.color(), line.color()) for _ in range(levels + 1)]
+    return [line.color() for _ in range(2 * levels + 1)]
 
 
 def multicast(pes: int, wavelets: int, spacing: int = 1) -> Fabric:
     """The first PE's words 0 to `wavelets` to all others of a line whose participants are `spacing` hops apart."""
     line = _line(pes, wavelets, spacing)
     if pes > 1:
-        add_multicast(line, range(0, line.columns, spacing), 0, Instruction(wavelets), (line.color(), None))
+        add_multicast(line, range(0, line.columns, spacing), 0, Instruction(wavelets), line.color())
     return line
 
 
@@ -139,7 +139,7 @@ def all_reduce(algorithm: str, pes: int, wavelets: int, shape: tuple[int, ...] =
     """The same sum at every participant, by the algorithms of `wsc.machine.collectives.all_reduce` but the ring."""
     line = _line(pes, wavelets, spacing)
     if pes > 1:
-        colors = color_pairs(line, algorithm, pes, shape)
+        colors = all_reduce_colors(line, algorithm, pes, shape)
         add_all_reduce(line, range(0, line.columns, spacing), algorithm, Instruction(wavelets), shape, colors)
     return line.tidy()
 

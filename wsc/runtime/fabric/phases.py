@@ -66,7 +66,7 @@ def phase(step: Step, grid: Grid, wafer: Wafer, each: Instruction, at: Lines | N
             at = at or lines_of(step, grid)
             each = replace(each, length=step.wavelets + getattr(step, "after", 0))
             line = Fabric(1, getattr(grid, at.axis))
-            colors: list | None = None
+            colors: list[int] | None = None
             for places, heard in zip(at.places, at.heard, strict=True):
                 if colors is None or at.interleaved:
                     colors = _colors(line, step)
@@ -94,19 +94,19 @@ def work(grid: Grid, cycles: int, thread: int = 0) -> Fabric:
     return fabric
 
 
-def _colors(line: Fabric, step: AllReduce | Reduce | Multicast) -> list:
+def _colors(line: Fabric, step: AllReduce | Reduce | Multicast) -> list[int]:
     if isinstance(step, AllReduce):
-        return lines.color_pairs(line, step.algorithm, step.pes, step.shape)
-    return [(line.color(), line.color())]
+        return lines.all_reduce_colors(line, step.algorithm, step.pes, step.shape)
+    return [line.color(), line.color()]
 
 
-def _add(line: Fabric, step, places: Sequence[int], heard: Sequence[int], each: Instruction, colors: list):
+def _add(line: Fabric, step, places: Sequence[int], heard: Sequence[int], each: Instruction, colors: list[int]):
     match step:
         case AllReduce(algorithm, shape=shape):
             lines.add_all_reduce(line, places, algorithm, each, shape, colors, heard)
         case Reduce(algorithm):
             lines.add_reduce(
-                line, places, algorithm, each, lines.shape_of(algorithm, len(places), each.length, ()), colors[0]
+                line, places, algorithm, each, lines.shape_of(algorithm, len(places), each.length, ()), colors
             )
         case Multicast():
             lines.add_multicast(line, places, places[0], each, colors[0])
