@@ -54,6 +54,11 @@ def unpack(words: jax.Array) -> jax.Array:
     return (words[..., None, :, :] >> shifts) & 1 != 0
 
 
+def unpacked(words: np.ndarray) -> np.ndarray:
+    """The same outside of a compiled program: words as booleans [..., band, row of the band, column]."""
+    return (words[..., None, :, :] >> np.arange(BANDS, dtype=np.uint32)[:, None, None]) & 1 != 0
+
+
 def from_north(words: jax.Array) -> jax.Array:
     """What the PE one row up has; 0 at the edge."""
     return jnp.concatenate([words[..., -1:, :] << 1, words[..., :-1, :]], axis=-2)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsc.errors import ArgumentError, CycleLimitError, DeadlockError
-from wsc.runtime.fabric.bits import unbanded, unpack
+from wsc.runtime.fabric.bits import unbanded, unpacked
 from wsc.runtime.fabric.check import check
 from wsc.runtime.fabric.combine import checked
 from wsc.runtime.fabric.engine import run
@@ -89,7 +89,7 @@ def simulate(
     z = sizes_of(fabric, timing, values, watch)
     tables = tables_of(fabric, z)
     _check_memory(fabric, words)
-    state = run(z, tables, start(fabric, z, tables, words), jnp.int32(min(limit, np.iinfo(np.int32).max)))
+    state = run(z, tables, start(fabric, z, tables, words), np.int32(min(limit, np.iinfo(np.int32).max)))
     if not bool(state["done"]):
         raise _unended(fabric, z, state, limit)
     return _read(fabric, z, state, kind)
@@ -133,7 +133,7 @@ def _check_memory(fabric: Fabric, words: np.ndarray | None):
 def _read(fabric: Fabric, z: Sizes, state: dict, kind: str) -> Run:
     memory = None
     if z.values:
-        held = np.asarray(jnp.moveaxis(state["memory"][:, :, :-1], 2, 0))
+        held = np.moveaxis(np.asarray(state["memory"])[:, :, :-1], 2, 0)
         memory = _as(unbanded(held, fabric.rows), kind)
     found: dict[str, Any] = {}
     cycles = int(state["cycle"])
@@ -143,8 +143,8 @@ def _read(fabric: Fabric, z: Sizes, state: dict, kind: str) -> Run:
         found = {
             "counts": dict(zip(EVENTS, counted, strict=False)),
             "occupancy": queues.sum(axis=0) / max(cycles, 1),
-            "peak": unbanded(np.asarray(unpack(state["peak"])), fabric.rows).sum(axis=0),
-            "ended": unbanded(np.asarray(jnp.stack(state["ended"])), fabric.rows),
+            "peak": unbanded(unpacked(np.asarray(state["peak"])), fabric.rows).sum(axis=0),
+            "ended": unbanded(np.stack(jax.device_get(state["ended"])), fabric.rows),
         }
     return Run(cycles, fabric, z.timing, memory, **found)
 
@@ -176,7 +176,7 @@ def _held(fabric: Fabric, z: Sizes, state: dict) -> Iterator[str]:
     """Who waits for what, and what the queues hold."""
 
     def grid(words):
-        return unbanded(np.asarray(unpack(jnp.asarray(words))), fabric.rows)
+        return unbanded(unpacked(np.asarray(words)), fabric.rows)
 
     binding = bound(fabric)
     queued, inward = grid(state["queued"]).sum(axis=0), grid(state["in_queued"]).sum(axis=1)

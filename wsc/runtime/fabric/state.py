@@ -40,16 +40,16 @@ def tables_of(fabric: Fabric, z: Sizes) -> Tables:
         for i in threads
     ]
     return Tables(
-        jnp.asarray(np.stack([pack(rx == p) for p in z.ports_in], axis=1)),
-        jnp.asarray(np.stack([pack(tx >> p & 1) for p in z.ports_out], axis=1)),
-        jnp.asarray(np.stack([pack(controls >> b & 1) for b in range(z.control_bits)], axis=1)),
-        [jnp.asarray(f) for f in fields],
-        [jnp.asarray(pack(code["length"][i] > 0)) for i in threads],
+        np.stack([pack(rx == p) for p in z.ports_in], axis=1),
+        np.stack([pack(tx >> p & 1) for p in z.ports_out], axis=1),
+        np.stack([pack(controls >> b & 1) for b in range(z.control_bits)], axis=1),
+        fields,
+        [pack(code["length"][i] > 0) for i in threads],
         [
-            jnp.zeros(0, jnp.int32) if z.threads[i].addresses else jnp.asarray(banded(code["address"][i]), jnp.uint16)
+            np.zeros(0, np.int32) if z.threads[i].addresses else banded(code["address"][i]).astype(np.uint16)
             for i in threads
         ],
-        jnp.asarray(np.stack([pack(binding == q) for q in range(len(z.inward))])) if z.inward else jnp.zeros(0),
+        np.stack([pack(binding == q) for q in range(len(z.inward))]) if z.inward else np.zeros(0, np.uint32),
     )
 
 
@@ -64,15 +64,16 @@ def start(fabric: Fabric, z: Sizes, tables: Tables, memory: np.ndarray | None) -
     threads = range(len(z.threads))
 
     def zeros(*front):
-        return jnp.zeros((*front, *words), jnp.uint32)
+        return np.zeros((*front, *words), np.uint32)
 
-    begun = [jnp.asarray(pack(fabric.instructions[i] > 0)) for i in threads]
+    begun = [pack(fabric.instructions[i] > 0) for i in threads]
     bare = [tables.code[i][0, z.fields - len(FLAGS) + FLAGS.index("bare")] for i in threads]
-    first = jnp.zeros((z.positions, k, *words), jnp.uint32).at[0].set(~jnp.uint32(0))
+    first = zeros(z.positions, k)
+    first[0] = ~np.uint32(0)
     state: dict[str, Any] = {
-        "cycle": jnp.int32(0),
-        "going": jnp.bool_(True),
-        "done": jnp.bool_(False),
+        "cycle": np.int32(0),
+        "going": np.bool_(True),
+        "done": np.bool_(False),
         "position_in": first,
         "position_out": first,
         "left_in": tables.controls[0],
@@ -87,10 +88,10 @@ def start(fabric: Fabric, z: Sizes, tables: Tables, memory: np.ndarray | None) -
         "out_late": zeros(t.ramp - 1),
         "in_queued": zeros(len(z.inward), t.inward),
         "in_late": zeros(len(z.inward), t.ramp - 1),
-        "at": [zeros(z.instructions).at[0].set(begun[i]) for i in threads],
+        "at": [np.concatenate([begun[i][None], zeros(z.instructions - 1)]) for i in threads],
         "now": [tables.code[i][0] for i in threads],
         "wait": [
-            jnp.stack(
+            np.stack(
                 [begun[i] & ~bare[i] if t.setup >> b & 1 else zeros() for b in range(max(1, t.setup.bit_length()))]
             )
             for i in threads
@@ -99,11 +100,11 @@ def start(fabric: Fabric, z: Sizes, tables: Tables, memory: np.ndarray | None) -
     if z.values:
         assert memory is not None
         lines = banded(np.concatenate([memory, np.zeros_like(memory[:1])]))  # the last is for what is not stored
-        plane = jnp.zeros((32, *words), jnp.uint32)
+        plane = np.zeros((32, *words), np.uint32)
         state |= {
-            "memory": jnp.moveaxis(jnp.asarray(lines), 0, 2),  # [band, row of the band, word, column]
+            "memory": np.moveaxis(lines, 0, 2),  # [band, row of the band, word, column]
             "address": [
-                jnp.full(plane.shape, a[0], jnp.uint16) if (a := z.threads[i].addresses) else tables.address[i][0]
+                np.full(plane.shape, a[0], np.uint16) if (a := z.threads[i].addresses) else tables.address[i][0]
                 for i in threads
             ],
             "value": [[plane] * t.router for _ in range(k)],
@@ -115,11 +116,11 @@ def start(fabric: Fabric, z: Sizes, tables: Tables, memory: np.ndarray | None) -
         events = len(EVENTS) + k * t.router
         state |= {
             "low": zeros(LOW, events),
-            "counted": jnp.zeros((events, 32, *words), jnp.int32),
+            "counted": np.zeros((events, 32, *words), np.int32),
             "peak": zeros(t.router, k),
-            "ended": [jnp.zeros((z.instructions, 32, *words), jnp.int32) for _ in threads],
+            "ended": [np.zeros((z.instructions, 32, *words), np.int32) for _ in threads],
         }
-    return jax.tree.map(jnp.copy, state)  # no array twice: the run takes them over
+    return jax.tree.map(jnp.array, state)  # no array twice: the run takes them over
 
 
 EVENTS = (

@@ -6,6 +6,7 @@ What moves is decided without them, so they follow one cycle behind: what a cycl
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from wsc.runtime.fabric import bits
@@ -49,12 +50,12 @@ def no_moves(z: Sizes, words: tuple[int, ...]) -> Moves:
     t = z.timing
 
     def zeros(*front):
-        return jnp.zeros((*front, *words), jnp.uint32)
+        return np.zeros((*front, *words), np.uint32)
 
     colors, one = zeros(z.colors), zeros()
     done = Done(one, one, zeros(len(z.inward)), one, one, one, one, zeros(z.instructions))
     return Moves(
-        jnp.zeros(z.colors, bool),
+        np.zeros(z.colors, bool),
         colors,
         dict.fromkeys(z.neighbours, colors),
         [colors] * t.router,
