@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from wsc.runtime.fabric.combine import checked
 from wsc.runtime.fabric.engine import run
 from wsc.runtime.fabric.program import Fabric, port_names
 from wsc.runtime.fabric.sizes import Sizes, Timing, bound, sizes_of
+from wsc.runtime.fabric.split import Piece, each, piece_of, pieces, together
 from wsc.runtime.fabric.state import EVENTS, start, tables_of
 
 LIMIT = 10_000_000  # cycles of a run that was given no limit
@@ -86,13 +87,42 @@ def simulate(
     check(fabric)
     words, kind = (None, "float32") if memory is None else _words(fabric, memory)
     values = None if memory is None else checked(kind, combine)
-    z = sizes_of(fabric, timing, values, watch)
-    tables = tables_of(fabric, z)
     _check_memory(fabric, words)
-    state = run(z, tables, start(fabric, z, tables, words), np.int32(min(limit, np.iinfo(np.int32).max)))
-    if not bool(state["done"]):
-        raise _unended(fabric, z, state, limit)
-    return _read(fabric, z, state, kind)
+    z = sizes_of(fabric, timing, values, watch)
+    last = np.int32(min(limit, np.iinfo(np.int32).max))
+
+    def one(piece: Piece) -> Run | None:
+        part = fabric if len(them) == 1 else piece_of(fabric, piece)
+        own = z if part is fabric else replace(z, pes=part.rows * part.columns, storing=None)
+        tables = tables_of(part, own)
+        state = run(own, tables, start(part, own, tables, None if words is None else words[:, *piece]), last)
+        if bool(state["done"]):
+            return _read(part, own, state, kind)
+        if part is fabric:
+            raise _unended(fabric, own, state, limit)
+        return None
+
+    them = pieces(fabric)
+    runs = each(one, them)
+    if None in runs:  # all of it, to tell where
+        them = [(slice(0, fabric.rows), slice(0, fabric.columns))]
+        runs = each(one, them)
+    return _joined(fabric, [r for r in runs if r is not None], them)
+
+
+def _joined(fabric: Fabric, runs: list[Run], them: list[Piece]) -> Run:
+    """Runs of pieces as one of the grid."""
+    first, cycles = runs[0], max(r.cycles for r in runs)
+    if len(runs) == 1:
+        return first
+
+    def grid(name: str, at: int = -2) -> np.ndarray | None:
+        return None if getattr(first, name) is None else together([getattr(r, name) for r in runs], them, at)
+
+    counts = {name: together([r.counts[name] for r in runs], them, -2) for name in first.counts}
+    held = [r.occupancy * (r.cycles / cycles) for r in runs if r.occupancy is not None]
+    occupancy = together(held, them, -2) if held else None
+    return Run(cycles, fabric, first.timing, grid("memory", 1), counts, occupancy, grid("peak"), grid("ended"))
 
 
 def _words(fabric: Fabric, memory: Any) -> tuple[np.ndarray, str]:
