@@ -165,9 +165,9 @@ def _bring(v: Any, a: Region | None, b: Region, wafer: Wafer, straight: bool) ->
     words = wavelets(nbytes, 1, wafer)
     if a.y == b.y:
         gap = max(a.x, b.x) - min(a.x + a.width, b.x + b.width)
-        return (Move(max(0, gap) + b.width, words, b.height, straight),)
+        return (Move(max(0, gap) + b.width, words, b.height, b.width, straight),)
     across = abs((a.x + a.width // 2) - (b.x + b.width // 2)) if not a.touches(b) else 0
-    return (Move(abs(a.y - b.y) + across + b.width, words, min(a.width, b.width), straight),)
+    return (Move(abs(a.y - b.y) + across + b.width, words, min(a.width, b.width), b.width, straight),)
 
 
 def _nbytes(aval) -> int:

@@ -87,8 +87,7 @@ def all_reduce(
     participants = math.prod(parts[d] for d in dims)
     if participants <= 1:
         return []
-    spacing = min(s for d, s in enumerate(strides(parts, pes)) if d in dims and parts[d] > 1)
-    span = (participants - 1) * spacing
+    span = sum((parts[d] - 1) * s for d, s in enumerate(strides(parts, pes)) if d in dims)
     lines = grid.pes // pes * strides(parts, pes)[-1] * math.prod(p for d, p in enumerate(parts) if d not in dims)
     words = wavelets(elements, itemsize, wafer)
     name, shape = choose_all_reduce(participants, words, span, wafer, strategy)

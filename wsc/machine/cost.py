@@ -104,20 +104,24 @@ def _cost(step: Step, wafer: Wafer) -> Cost:
             return whole + _all_reduce(step, after, wafer) * -1.0 if after else whole
         case Shift(distance, wavelets, total, instances, largest, straight):
             sent = total / max(distance, 1) * instances
+            c = Costs.of(wafer, straight)
+            latency, messages = distance * c.hop + c.relay, wavelets / max(largest, 1)
+            serial = collectives.queued(messages, largest, c)
             return Cost(
-                latency=distance * wafer.hop_cycles + wafer.relay_cycles,
-                serial=wavelets / width,
-                overhead=2 * (wafer.straight_cycles if straight else wafer.loop_cycles),
-                contention=(wavelets - largest) / width,
+                latency=latency,
+                serial=serial,
+                overhead=collectives.both_ways(latency + serial, largest, c),
+                contention=serial - largest / width,
                 wavelets=sent,
                 hops=total * instances,
                 sram_bytes=2 * sent * wafer.wavelet_bytes,
             )
         case Rounds():
             return _rounds(step, wafer)
-        case Move(distance, wavelets, links, straight):
+        case Move(distance, wavelets, links, delivers, straight):
+            passing = (distance - delivers) * wafer.hop_cycles
             return Cost(
-                latency=distance * wafer.hop_cycles + wafer.relay_cycles,
+                latency=passing + delivers * maximum(wafer.hop_cycles, wafer.deliver_cycles) + wafer.relay_cycles,
                 serial=math.ceil(wavelets / links) / width,
                 overhead=wafer.task_cycles + (wafer.straight_cycles if straight else wafer.loop_cycles),
                 wavelets=wavelets,

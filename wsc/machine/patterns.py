@@ -10,7 +10,7 @@ import math
 from typing import NamedTuple
 
 from wsc.errors import ArgumentError
-from wsc.machine import reduce_tree
+from wsc.machine import collectives, reduce_tree
 from wsc.machine.collectives import NOTHING, REDUCES, Costs, Form, Line, all_reduce, multicast, reduce, ways
 from wsc.machine.wafer import WSE3, Wafer
 
@@ -105,20 +105,24 @@ def _line(pattern: str, pes: int, wavelets: float, c: Costs, distance: int) -> l
 
 
 def passing(pes: int, distance: int, wavelets: float, c: Costs) -> Form:
-    """Everyone sends to the PE `distance` hops on; of the messages that share a link all but one wait."""
+    """Everyone sends to the PE `distance` hops on; of the messages that share a link all but one wait, less what the
+    others take to come there. Each message has a color, or, where these are too many, all share two."""
     if pes <= 1:
         return NOTHING
+    sharing = min(distance, pes - distance)
     sent = wavelets * max(0, pes - distance)
-    load = wavelets * min(distance, pes - distance)
-    return Form(distance * c.hop + c.relay, load / c.width, 2 * c.setup, sent, sent * distance, min(distance + 1, 4))
+    latency, serial = distance * c.hop + c.relay, collectives.queued(sharing, wavelets, c)
+    setup = collectives.both_ways(latency + serial, wavelets, c) if pes > 2 * distance else c.setup
+    return Form(latency, serial, setup, sent, sent * distance, distance + 1 if distance < 18 else 2)
 
 
 def exchange(pes: int, wavelets: float, c: Costs) -> Form:
     """Everyone to the next of a ring folded onto the line: two hops, and one at either end."""
     if pes <= 1:
         return NOTHING
-    far = min(2, pes - 1)
-    return Form(far * c.hop + c.relay, wavelets / c.width, 2 * c.setup, wavelets * pes, wavelets * (2 * pes - 2), 3)
+    latency, serial = min(2, pes - 1) * c.hop + c.relay, wavelets / c.width
+    setup = collectives.both_ways(latency + serial, wavelets, c)
+    return Form(latency, serial, setup, wavelets * pes, wavelets * (2 * pes - 2), 4)
 
 
 def _all_to_all(pes: int, wavelets: float, c: Costs) -> Form:

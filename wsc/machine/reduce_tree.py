@@ -57,21 +57,28 @@ def children(pes: int, depth: int) -> tuple[tuple[int, ...], ...]:
         raise ValueError(f"no tree of depth {depth} for {pes} PEs")
     if depth >= pes - 1:
         return (*(((i + 1,)) for i in range(pes - 1)), ())
-    energy, split = _grown(pes)
-    found: list[list[int]] = [[] for _ in range(pes)]
+    found: list[tuple[int, ...]] = [()] * pes
     todo = [(0, pes, depth)]
     while todo:
         first, p, d = todo.pop()
-        senders = []
-        while p > 1:
-            while energy[d - 1, p] == energy[d, p]:
-                d -= 1
-            s = int(split[d, p])
-            p -= s
-            senders.append(first + p)
-            todo.append((first + p, s, d - 1))
-        found[first] = senders[::-1]
-    return tuple(map(tuple, found))
+        below = parts(p, d)
+        found[first] = tuple(first + away for away, _, _ in below)
+        todo += [(first + away, size, rest) for away, size, rest in below]
+    return tuple(found)
+
+
+def parts(pes: int, depth: int) -> list[tuple[int, int, int]]:
+    """The parts that send to the first PE of the best tree of `depth`, in order: where they begin, PEs, their depth."""
+    energy, split = _grown(pes)
+    depth = min(depth, len(energy) - 1)
+    found = []
+    while pes > 1:
+        while energy[depth - 1, pes] == energy[depth, pes]:
+            depth -= 1
+        size = int(split[depth, pes])
+        pes -= size
+        found.append((pes, size, depth - 1))
+    return found[::-1]
 
 
 @lru_cache(maxsize=4096)

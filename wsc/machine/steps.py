@@ -100,11 +100,13 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Move:
-    """`wavelets` travel `distance` hops to another region of the same wafer, spread over `links` parallel lines."""
+    """`wavelets` travel `distance` hops to another region of the same wafer, spread over `links` parallel lines; all of
+    the last `delivers` PEs on the way take them in."""
 
     distance: int
     wavelets: int
     links: int
+    delivers: int = 0
     straight: bool = False
 
 
