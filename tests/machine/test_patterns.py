@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsc.errors import ArgumentError
-from wsc.machine import reduce_tree
+from wsc.machine import paths
 from wsc.machine.collectives import REDUCES, Costs, Line, all_reduce, multicast, reduce, ways
 from wsc.machine.patterns import PATTERNS, choose
 from wsc.machine.wafer import WSE2, WSE3
@@ -128,7 +128,8 @@ def test_a_shift_hop_by_hop(pes, distance):
     if not sent:
         return
     found = choose("shift", pes, 10, PLAIN, distance=distance, setup=False)
-    assert found.cycles == distance + 5 + 10 * loads(pes, sent)
+    sharing = loads(pes, sent)  # less a wavelet each that passes while the farther ones are on their way
+    assert found.cycles == pytest.approx(distance + 5 + 10 * sharing - (sharing - 1) / 10)
     assert found.form.sent == 10 * len(sent) and found.form.hops == 10 * distance * len(sent)
 
 
@@ -162,7 +163,7 @@ def test_all_to_all_hop_by_hop(pes):
 @pytest.mark.parametrize("pes", [2, 5, 30])
 def test_gather_and_scatter_fill_the_one_ramp(pattern, pes):
     found = choose(pattern, pes, 10, PLAIN, setup=False)
-    assert found.cycles == 10 * (pes - 1) + 5
+    assert found.cycles == 10 * (pes - 1) + 5 + 1
     assert found.form.hops == 10 * sum(range(pes))
 
 
@@ -228,7 +229,7 @@ def test_a_number_of_pes_that_is_none(pes):
 @pytest.mark.parametrize("wavelets", [float("nan"), float("inf"), "many", None])
 def test_an_amount_that_is_none(wavelets, monkeypatch):
     """Refused before any search: with nan that of the best tree would not end."""
-    monkeypatch.setattr(reduce_tree, "best_depth", lambda *args: pytest.fail("searched"))
+    monkeypatch.setattr(paths, "best_depth", lambda *args: pytest.fail("searched"))
     with pytest.raises(ArgumentError, match="wavelets"):
         choose("reduce", 4, wavelets)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsc.machine import reduce_tree
+from wsc.machine import paths, reduce_tree
 from wsc.machine.collectives import REDUCES, Costs, Line, reduce
 
 RELAY = 5  # 2 * T_R + 1
@@ -80,7 +80,7 @@ def test_messages_to_one_pe_do_not_cross(pes, data):
 @given(SIZES, st.integers(1, 10_000))
 def test_generated_is_no_slower_than_the_published_reduces(pes, wavelets):
     """Without setup, the best tree of all: the chain, the binary tree and the two phases are trees too."""
-    depth = reduce_tree.best_depth(pes, wavelets, pes - 1, RELAY)
+    depth = paths.best_depth(pes, wavelets, pes - 1, RELAY)
     line = Line(pes, wavelets, pes - 1)
     found = reduce("generated", line, Costs(), (depth,)).cycles
     for name in ("chain", "tree", "two_phase"):
@@ -93,7 +93,7 @@ def test_the_best_depth_is_the_best_of_all_depths(pes, wavelets, setup):
     line, costs = Line(pes, wavelets, pes - 1), Costs(setup=setup)
     depths = [*range(1, len(reduce_tree.least_energy(pes))), pes - 1]
     best = min(reduce("generated", line, costs, (d,)).cycles for d in depths)
-    chosen = reduce_tree.best_depth(pes, wavelets, pes - 1, RELAY, setup)
+    chosen = paths.best_depth(pes, wavelets, pes - 1, RELAY, setup)
     assert reduce("generated", line, costs, (chosen,)).cycles == pytest.approx(best)
 
 
@@ -116,7 +116,7 @@ def test_generated_on_512_pes_is_near_the_bound():
     """Published: chain, star and tree are up to 5.9 times the bound, generated trees near it."""
     for wavelets in (1, 16, 256, 4096):
         line, bound = Line(512, wavelets, 511), reduce_tree.lower_bound(512, wavelets, 511, RELAY)
-        depth = reduce_tree.best_depth(512, wavelets, 511, RELAY)
+        depth = paths.best_depth(512, wavelets, 511, RELAY)
         assert reduce("generated", line, shape=(depth,)).cycles <= 1.5 * bound
     chain, bound = reduce("chain", Line(512, 1, 511)).cycles, reduce_tree.lower_bound(512, 1, 511, RELAY)
     assert 4 < chain / bound < 6

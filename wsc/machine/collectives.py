@@ -6,10 +6,11 @@ and "Near-Optimal Wafer-Scale Reduce" (HPDC 2024), model error below 4 % on a CS
     T = max(C, E/N + L) + (2*T_R + 1) * D
 
 with C the most wavelets any PE sends or receives, E the hops summed over wavelets, N the links used, L the longest
-path and D the longest chain of dependent operations. Where the two differ, a reduce takes the published time as far as
-it is within 2 % of its paths. A `Line` has `pes` participants P, `wavelets` B of each, and `span` hops from the first
-participant to the last (P - 1 when neighbours take part). `Costs` are the wafer's: cycles a hop, a hop that also
-delivers, a relay (2*T_R + 1), the width of a link, and `setup`, what a PE needs before each of its instructions.
+path and D the longest chain of dependent operations. Where that is more, as it adds what may pass at the same time, a
+tree and a two-phase reduce take up to 2 % more than their paths. A `Line` has `pes` participants P, `wavelets` B of
+each, and `span` hops from the first participant to the last (P - 1 when neighbours take part). `Costs` are the wafer's:
+cycles a hop, a hop that also delivers, a relay (2*T_R + 1), the width of a link, and `setup`, what a PE needs before
+each of its instructions.
 """
 
 import math
@@ -20,7 +21,7 @@ from wsc.machine import paths, reduce_tree
 from wsc.machine.numbers import Number, maximum
 from wsc.machine.wafer import Wafer
 
-NEAR = 0.02  # of the time by paths: as far off may a published time be
+NEAR = 0.02  # of the time by paths: so much more may a published time be
 REDUCES = ("chain", "tree", "two_phase", "generated", "star")
 
 
@@ -104,7 +105,7 @@ def reduce(algorithm: str, line: Line, c: Costs = Costs(), shape: tuple[int, ...
     tree       binary: as published `max(B*lg P, B*P*lg P/(2*(P-1)) + P - 1) + (2*T_R + 1)*lg P`
     two_phase  chains within groups of S, then one over the G = ceil(P/S) groups, with E = (S-1)*G + (G-1)*S, which
                gives the published table exactly
-    generated  the tree of depth `shape[0]`, or the one that `reduce_tree` finds for this amount of data
+    generated  the tree of depth `shape[0]`, or the best one for this amount of data
     star       all send to the first: `B*(P-1) + 2*T_R + 2`
     """
     if line.pes <= 1:
@@ -114,14 +115,13 @@ def reduce(algorithm: str, line: Line, c: Costs = Costs(), shape: tuple[int, ...
     form = _longest(algorithm, line, c, shape)
     energy, received, depth = _tree_of(algorithm, line.pes, shape)
     form = form._replace(hops=line.wavelets * energy * line.span / (line.pes - 1))
-    if algorithm in ("chain", "star"):
+    if algorithm not in ("tree", "two_phase"):
         return form
     b = line.wavelets / c.width
     published = maximum(b * received, b * energy / (line.pes - 1) + line.span * c.hop) + depth * c.relay
     mine = _longest(algorithm, line, c._replace(setup=0.0), shape)
     exact = mine.latency + mine.serial
-    near = maximum((1 - NEAR) * exact, -maximum(-(1 + NEAR) * exact, -published))
-    return form._replace(latency=form.latency + near - exact)
+    return form._replace(latency=form.latency + maximum(0.0 * exact, -maximum(-NEAR * exact, exact - published)))
 
 
 def _longest(algorithm: str, line: Line, c: Costs, shape: tuple[int, ...]) -> Form:
@@ -164,8 +164,8 @@ def both_ways(passing: Number, wavelets: float, c: Costs) -> Number:
 
 def generated_depth(pes: int, wavelets: float) -> int:
     """The depth of the tree that is generated for this much data. The tree belongs to the program, not to the wafer, so
-    it is the one for neighbours with the published costs."""
-    return reduce_tree.best_depth(pes, wavelets, pes - 1, 5.0, 21.0)
+    it is the one for neighbours with the published costs, prepared in straight-line code."""
+    return paths.best_depth(pes, wavelets, pes - 1, 5.0, 5.0)
 
 
 def all_reduce(algorithm: str, line: Line, c: Costs = Costs(), shape: tuple[int, ...] = ()) -> Form:  # noqa: B008

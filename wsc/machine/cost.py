@@ -101,7 +101,10 @@ def _cost(step: Step, wafer: Wafer) -> Cost:
             return _fabric(wafer, form, instances, 2 * form.sent * instances)
         case AllReduce(wavelets=wavelets, after=after):
             whole = _all_reduce(step, after + wavelets, wafer)
-            return whole + _all_reduce(step, after, wafer) * -1.0 if after else whole
+            if not after:
+                return whole
+            more = whole + _all_reduce(step, after, wafer) * -1.0
+            return dataclasses.replace(more, latency=0.0, overhead=0.0, serial=more.cycles)
         case Shift(distance, wavelets, total, instances, largest, straight):
             sent = total / max(distance, 1) * instances
             c = Costs.of(wafer, straight)

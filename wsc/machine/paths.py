@@ -12,6 +12,8 @@ import operator
 from functools import cache, lru_cache
 from typing import NamedTuple
 
+import numpy as np
+
 from wsc.machine import reduce_tree
 from wsc.machine.numbers import Number, where
 
@@ -105,7 +107,9 @@ def _senders(algorithm: str, pes: int, shape: tuple[int, ...]) -> Senders:
     if algorithm == "two_phase":
         return _two_phase(pes)
     if algorithm == "generated":
-        return _generated(pes, min(shape[0], pes - 1))
+        if shape[0] >= pes - 1:
+            return _senders("chain", pes, ())
+        return _generated(pes, shape[0], max(64, 1 << (pes - 1).bit_length()))
     raise ValueError(f"no reduce named {algorithm!r}")
 
 
@@ -125,11 +129,10 @@ def _two_phase(pes: int) -> Senders:
 
 
 @cache
-def _generated(pes: int, depth: int) -> Senders:
-    if pes == 1 or depth >= pes - 1:
-        return _senders("chain", pes, ())
-    found = [(first, sent_on(_generated(size, below))) for first, size, below in reduce_tree.parts(pes, depth)]
-    return tuple(found)
+def _generated(pes: int, depth: int, whole: int) -> Senders:
+    """Trees are cut out of the table for `whole` PEs, which many reduces share."""
+    found = reduce_tree.parts(pes, depth, whole)
+    return tuple((first, sent_on(_generated(size, below, whole))) for first, size, below in found)
 
 
 def _k_level(pes: int, sizes: tuple[int, ...]) -> Paths:
@@ -189,3 +192,24 @@ def cycles(paths: Paths, hop: Number, relay: Number, message: Number, setup: Num
         total = where(longer, now, total)
     assert best is not None
     return best
+
+
+@lru_cache(maxsize=65536)
+def best_depth(pes: int, wavelets: float, span: float, relay: float, setup: float = 0.0) -> int:
+    """The depth of the generated tree with the fewest cycles for this much data; pes - 1 means the chain.
+
+    >>> best_depth(512, 1, 511, 5), best_depth(512, 20, 511, 5), best_depth(512, 4096, 511, 5)
+    (1, 11, 511)
+    """
+    if pes <= 2:
+        return pes - 1
+    best, depth = wavelets + span + relay * (pes - 1) + setup, pes - 1
+    bounds = reduce_tree.bounds(pes, wavelets, span, relay) + setup
+    for i in np.argsort(bounds, kind="stable"):
+        if bounds[i] >= best:
+            break
+        found = of_reduce("generated", pes, (int(i) + 1,))
+        now = sum(cycles(found, span / (pes - 1), relay, wavelets, setup))
+        if now < best:
+            best, depth = now, int(i) + 1
+    return depth

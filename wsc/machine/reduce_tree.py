@@ -5,8 +5,8 @@ sum within d dependent receives, comes from
 
     E*(1, d) = 0,    E*(p, d) = min(E*(p, d-1), min over s of E*(s, d-1) + E*(p-s, d) + (p-s))
 
-where the last s PEs send their sum to the first of the p. The published bound of any such tree is the minimum over d of
-`B*E*(P, d)/(P-1) + P - 1 + d*(2*T_R + 1)`; a tree that reaches E* also pays for the wavelets its busiest PE takes in.
+where the last s PEs send their sum to the first of the p. (Their bound of such trees, `B*E*(P, d)/(P-1) + P - 1 +
+d*(2*T_R + 1)`, adds what may pass at the same time; the one below does not.)
 """
 
 import math
@@ -61,16 +61,16 @@ def children(pes: int, depth: int) -> tuple[tuple[int, ...], ...]:
     todo = [(0, pes, depth)]
     while todo:
         first, p, d = todo.pop()
-        below = parts(p, d)
+        below = parts(p, d, pes)
         found[first] = tuple(first + away for away, _, _ in below)
         todo += [(first + away, size, rest) for away, size, rest in below]
     return tuple(found)
 
 
-def parts(pes: int, depth: int) -> list[tuple[int, int, int]]:
-    """The parts that send to the first PE of the best tree of `depth`, in order: where they begin, PEs, their depth."""
-    energy, split = _grown(pes)
-    depth = min(depth, len(energy) - 1)
+def parts(pes: int, depth: int, whole: int) -> list[tuple[int, int, int]]:
+    """The parts that send to the first PE of the best tree of `depth`, in order: where they begin, PEs, their depth.
+    The tree is part of one of `whole` PEs."""
+    energy, split = _grown(whole)
     found = []
     while pes > 1:
         while energy[depth - 1, pes] == energy[depth, pes]:
@@ -87,35 +87,22 @@ def degree(pes: int, depth: int) -> int:
     return max(map(len, children(pes, depth)))
 
 
-@lru_cache(maxsize=65536)
-def best_depth(pes: int, wavelets: float, span: float, relay: float, setup: float = 0.0) -> int:
-    """The depth of the tree with the fewest cycles for this much data; pes - 1 means the chain. A PE needs `setup`
-    cycles between two messages that it takes in.
-
-    >>> best_depth(512, 1, 511, 5), best_depth(512, 1, 511, 5, setup=21), best_depth(512, 4096, 511, 5)
-    (3, 3, 511)
-    """
-    if pes <= 2:
-        return pes - 1
-    energy = least_energy(pes)
-    bound = np.maximum(wavelets, wavelets * energy[1:] / (pes - 1) + span) + np.arange(1, len(energy)) * relay
-    best, depth = wavelets + span + relay * (pes - 1), pes - 1
-    for d in 1 + np.argsort(bound, kind="stable"):
-        if bound[d - 1] >= best:
-            break
-        taken = degree(pes, int(d)) * (wavelets + setup) - setup
-        cycles = max(taken, wavelets * energy[d] / (pes - 1) + span) + d * relay
-        if cycles < best:
-            best, depth = cycles, int(d)
-    return depth
+def bounds(pes: int, wavelets: float, span: float, relay: float) -> np.ndarray:
+    """Cycles that no tree of depth d = 1, 2, ... of the table goes below: the mean load of a link and a hop and a relay
+    to its end; all the relays one after the other, each after a hop; and the way of the farthest."""
+    energy = least_energy(pes)[1:]
+    hop, depths = span / (pes - 1), np.arange(1, len(energy) + 1)
+    load = wavelets * energy / (pes - 1) + hop + relay
+    return np.maximum(np.maximum(load, depths * (hop + relay) + wavelets), span + relay + wavelets)
 
 
 def lower_bound(pes: int, wavelets: float, span: float, relay: float) -> float:
-    """Cycles that no reduce of `wavelets` from each of `pes` participants goes below: the published bound, or where it
-    is less, the published form of a star, whose messages follow one another without a gap."""
+    """Cycles that no reduce of `wavelets` from each of `pes` participants goes below.
+
+    >>> lower_bound(512, 1, 511, 5), lower_bound(512, 4096, 511, 5)
+    (517.0, 6163.0)
+    """
     if pes <= 1:
         return 0.0
-    energy = least_energy(pes)[1:]
-    trees = wavelets * energy / (pes - 1) + span + np.arange(1, len(energy) + 1) * relay
-    star = max(wavelets * (pes - 1), span) + relay
-    return float(min(trees.min(initial=np.inf), wavelets + span + relay * (pes - 1), star))
+    chain = wavelets + span + relay * (pes - 1)
+    return float(min(bounds(pes, wavelets, span, relay).min(initial=np.inf), chain))
