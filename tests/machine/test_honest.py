@@ -179,8 +179,8 @@ def test_a_larger_wafer_is_no_slower(program):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_more_sram_is_no_slower(program):
-    """Where tiles no longer fill it: with less than 4 KB the greedy choice of layouts may be the luckier one."""
-    assert_never_slower(program, [small(24, 20, usable=n) for n in (4096, 8192, 32_768)])
+    """Where tiles no longer fill it: with less than 6 KB the greedy choice of layouts may be the luckier one."""
+    assert_never_slower(program, [small(24, 20, usable=n) for n in (6144, 8192, 32_768)])
 
 
 @pytest.fixture(scope="module")

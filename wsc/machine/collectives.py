@@ -146,7 +146,8 @@ def _tree_of(algorithm: str, pes: int, shape: tuple[int, ...]) -> tuple[float, i
         groups = math.ceil(pes / size)
         return (size - 1) * groups + (groups - 1) * size, 2, (size - 1) + (groups - 1)
     if algorithm == "generated" and shape[0] < pes - 1:
-        return float(reduce_tree.least_energy(pes)[shape[0]]), reduce_tree.degree(pes, shape[0]), shape[0]
+        energy = reduce_tree.least_energy(pes)
+        return float(energy[min(shape[0], len(energy) - 1)]), reduce_tree.degree(pes, shape[0]), shape[0]
     return pes - 1, 1, pes - 1
 
 

@@ -71,6 +71,7 @@ def parts(pes: int, depth: int, whole: int) -> list[tuple[int, int, int]]:
     """The parts that send to the first PE of the best tree of `depth`, in order: where they begin, PEs, their depth.
     The tree is part of one of `whole` PEs."""
     energy, split = _grown(whole)
+    depth = min(depth, len(energy) - 1)
     found = []
     while pes > 1:
         while energy[depth - 1, pes] == energy[depth, pes]:

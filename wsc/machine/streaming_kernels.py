@@ -17,9 +17,15 @@ ROUND_WORDS = 512  # assumed: 2 KB for what comes in, 2 KB for what is in use me
 def _sliced(m: int, k: int, n: int, batch: int, itemsize: int, wafer: Wafer) -> tuple[int, int, int, int]:
     """Slices of n and of k whose sums, and whose operand that comes in, are ROUND_WORDS at most; and how many of each:
     (n, k, slices of n, slices of k)."""
-    of_n = min(n, -(-wavelets(batch * m * n, itemsize, wafer) // ROUND_WORDS))
+
+    def slices(length: int, each: int) -> int:
+        """As few as have ROUND_WORDS at most, of a dimension with `each` elements beside every one of its own."""
+        most = max(1, ROUND_WORDS * wafer.wavelet_bytes // max(1, each * itemsize))
+        return -(-length // most)
+
+    of_n = slices(n, batch * m)
     n = -(-n // of_n)
-    of_k = min(k, -(-wavelets(batch * k * n, itemsize, wafer) // ROUND_WORDS))
+    of_k = slices(k, batch * n)
     return n, -(-k // of_k), of_n, of_k
 
 
