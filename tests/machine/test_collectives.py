@@ -101,13 +101,13 @@ def test_a_generated_tree_of_a_chosen_depth():
 def test_two_levels_by_hand():
     """420 PEs in groups of 21: chains of 10 relays over 10 hops come in from both sides, 5 wavelets each, one after the
     other; then over 20 groups 10 relays and 210 hops on the longer side, 5 wavelets, the other side's having come in
-    before; 220 hops and a relay back, both ways at once. An instruction is prepared for each level and for the way
-    back."""
+    before; 220 hops and a relay back, both ways at once. Instructions are prepared for both sides of the first level,
+    for the longer side of the second, its other one meanwhile, and for the way back."""
     found = all_reduce("k_level", neighbours(420, 5), PUBLISHED, (21,))
     assert found.latency == 10 + 10 * 5 + 10 * 21 + 10 * 5 + 220 + 5
     assert found.serial == 2 * 5 + 5 + 5
     setup = all_reduce("k_level", neighbours(420, 5), PUBLISHED._replace(setup=21.0), (21,))
-    assert setup.setup == 21 * (1 + 1 + 1)
+    assert setup.setup == 21 * (2 + 1 + 1)
 
 
 def test_from_both_ends_to_the_middle():

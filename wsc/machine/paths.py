@@ -136,8 +136,8 @@ def _generated(pes: int, depth: int, whole: int) -> Senders:
 
 
 def _k_level(pes: int, sizes: tuple[int, ...]) -> Paths:
-    """Groups of equal PEs are alike: each level has at most two kinds of them, the last and all others. A PE has an
-    instruction of its own for each level."""
+    """Groups of equal PEs are alike: each level has at most two kinds of them, the last and all others. A PE has
+    instructions of its own for each level, a middle one for each side, as in the published kernels."""
     nodes: list[tuple[int, Paths]] = [(i, READY) for i in range(pes)]
     for size in (*sizes, pes):
         groups = [nodes[i : i + size] for i in range(0, len(nodes), size)]
@@ -167,14 +167,14 @@ def _middle(nodes: list[tuple[int, Paths]]) -> tuple[int, Paths]:
     """Chains from both ends to the middle one of nodes, each a place and when it is ready."""
     middle = len(nodes) // 2
     place, ready = nodes[middle]
-    senders: Senders = ()
-    for side in (nodes[middle + 1 :], nodes[:middle][::-1]):
+    for later, side in enumerate((nodes[middle + 1 :], nodes[:middle][::-1])):
         along: Senders = ()
         for i in reversed(range(len(side))):
             before = side[i - 1][0] if i else place
             along = ((abs(side[i][0] - before), sent_on(along, side[i][1])),)
-        senders = senders + along
-    return place, taken_in(senders, ready)
+        if along:
+            ready = taken_in(along, _then(ready, setups=1) if later and middle + 1 < len(nodes) else ready)
+    return place, ready
 
 
 def cycles(paths: Paths, hop: Number, relay: Number, message: Number, setup: Number) -> tuple[Number, Number, Number]:

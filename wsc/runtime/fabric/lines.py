@@ -33,10 +33,17 @@ def add_message(line: Fabric, color: int, source: int, target: int):
 
 
 def add_reduce(
-    line: Fabric, places: Sequence[int], algorithm: str, each: Instruction, shape: tuple[int, ...], colors
+    line: Fabric,
+    places: Sequence[int],
+    algorithm: str,
+    each: Instruction,
+    shape: tuple[int, ...],
+    colors: Sequence[int],
+    apart: bool = False,
 ) -> int:
     """The reduce over the PEs at `places`, of the words that `each` has the length, the address and the way to combine
-    of, on two `colors`; returns its root's place."""
+    of, on two `colors`; returns its root's place. A PE takes in its messages with one instruction, or, `apart`, with
+    one for each."""
     tree, root = senders(algorithm, len(places), shape)
     depth = {root: 0}
     for node in _down(tree, root):
@@ -54,8 +61,9 @@ def add_reduce(
         send = colors[(depth[node] - 1) % 2] if node != root else None
         kept = len(children) if send is None else len(children) - 1
         if kept > 0:
-            adding = replace(each, reads=(take,), load=True, store=True, repeat=kept)
-            line.instruct((0, places[node]), adding)
+            adding = replace(each, reads=(take,), load=True, store=True, repeat=1 if apart else kept)
+            for _ in range(kept if apart else 1):
+                line.instruct((0, places[node]), adding)
         if send is not None:
             reads = (take,) if children else ()
             line.instruct((0, places[node]), replace(each, reads=reads, sends=send, load=True))
@@ -101,7 +109,7 @@ def add_all_reduce(
         for size in k_levels(pes, shape):
             groups = [roots[i : i + size] for i in range(0, len(roots), size)]
             pair, colors = colors[:2], colors[2:]
-            roots = [add_reduce(line, group, "centre_chain", each, (), pair) for group in groups]
+            roots = [add_reduce(line, group, "centre_chain", each, (), pair, apart=True) for group in groups]
         root = roots[0]
     else:
         if pes == 2:
