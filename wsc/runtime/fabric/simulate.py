@@ -1,15 +1,20 @@
 """Run a program of a fabric and say what happened: values, cycles, what every link and queue carried, who waited."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.table import Table
 
 from wsc.errors import ArgumentError, CycleLimitError, DeadlockError
+from wsc.runtime.fabric import pictures, trace
+from wsc.runtime.fabric import pictures, trace
 from wsc.runtime.fabric.bits import unbanded, unpacked
 from wsc.runtime.fabric.check import check
 from wsc.runtime.fabric.combine import checked
@@ -18,6 +23,11 @@ from wsc.runtime.fabric.program import Fabric, port_names
 from wsc.runtime.fabric.sizes import Sizes, Timing, bound, sizes_of
 from wsc.runtime.fabric.split import Piece, each, piece_of, pieces, together
 from wsc.runtime.fabric.state import EVENTS, start, tables_of
+from wsc.tables import Printed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
 
 LIMIT = 10_000_000  # cycles of a run that was given no limit
 WORDS = 1 << 16  # of a PE's memory; a PE of 48 KB has 12,288
@@ -25,7 +35,7 @@ SHOWN = 8  # PEs and queues that a report names
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Printed):
     """What a program did. Arrays are [..., rows, columns], one entry a PE or router.
 
     `memory` is every PE's words after the run, as the dtype that it was given; `counts` has by name the wavelets sent
@@ -47,16 +57,56 @@ class Run:
     @property
     def finished(self) -> np.ndarray:
         """The cycle after a PE's last; 0 where it had nothing to do."""
-        return self.counts["running"]
+        return self.counted()["running"]
+
+    def counted(self) -> dict[str, np.ndarray]:
+        """`counts`; ArgumentError where the run was not watched."""
+        if not self.counts:
+            raise ArgumentError("this run counted nothing but cycles: simulate it with watch=True")
+        return self.counts
 
     def stalls(self) -> dict[str, int]:
         """Cycles summed over PEs and routers, by cause."""
-        causes = ("starved", "blocked", "preparing", "full", "lost")
-        return {name: int(self.counts[name].sum()) for name in causes}
+        return {name: int(self.counted()[name].sum()) for name in pictures.STALLS}
+
+    def links_figure(self) -> "Figure":
+        """A map of what the links carried, in percent of the cycles, as a matplotlib figure."""
+        return pictures.links(self)
+
+    def stalls_figure(self) -> "Figure":
+        """A map of who waited, by cause, in percent of the cycles, as a matplotlib figure."""
+        return pictures.stalls(self)
+
+    def save_links(self, path: str | Path) -> None:
+        """Write `links_figure` as .png, .svg or .pdf. Raises ArgumentError where that cannot be, or for a run that was
+        not watched, or without matplotlib."""
+        pictures.save(self.links_figure(), path)
+
+    def save_stalls(self, path: str | Path) -> None:
+        """Write `stalls_figure` in the same way."""
+        pictures.save(self.stalls_figure(), path)
+
+    def save_trace(self, path: str | Path, pes: Iterable[tuple[int, int]] | None = None) -> None:
+        """Write what PEs did when for ui.perfetto.dev: one track a thread of a PE, one slice an instruction, one
+        nanosecond a cycle. `pes` are (row, column); without them, an even spread of at most some hundred. Raises
+        ArgumentError for other PEs, where it cannot write, for a run that was not watched, or without perfetto."""
+        trace.save_trace(self, path, pes)
+
+    def __rich__(self) -> "Table":
+        return pictures.table(self)
+
+    def _repr_html_(self) -> str:
+        return super()._repr_html_() + pictures.html(self)
 
     def __repr__(self) -> str:
         pes = self.fabric.rows * self.fabric.columns
         return f"<fabric Run: {self.cycles:,} cycles of {pes:,} PEs, {self.timing}>"
+
+    def __rich__(self) -> Table:
+        return pictures.table(self)
+
+    def _repr_html_(self) -> str:
+        return pictures.html(self)
 
 
 def simulate(
