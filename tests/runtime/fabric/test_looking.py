@@ -1,4 +1,4 @@
-"""Pictures, tables and traces of simulated programs, held against numbers known by hand and against what was written."""
+"""Pictures, tables and traces of simulated programs, against numbers known by hand and against what was written."""
 
 import builtins
 import os
@@ -88,10 +88,11 @@ def test_a_large_grid_is_drawn_in_blocks_that_keep_their_largest():
     assert np.array_equal(_largest(array[:4], 1), array[:4])
     fabric = Fabric(1170, 755)
     run = Run(18, fabric, Timing(), None, counts={"busy": array})
-    figure = _figure(run, "all", {f"{i}": array for i in range(6)}, "%", shared=True)
-    assert panels(figure)["0"].shape == (390, 252) and panels(figure)["0"].max() == 50
-    assert "largest of 3 x 3 PEs" in figure.get_suptitle()
-    assert figure.axes[0].images[0].get_extent() == [-0.5, 754.5, 1169.5, -0.5]
+    figure = _figure(run, "all", {f"{i}": array for i in range(6)}, "%")
+    assert panels(figure)["0"].shape == (585, 378) and panels(figure)["0"].max() == 50
+    assert "largest of 2 x 2 PEs" in figure.get_suptitle()
+    assert figure.axes[0].images[0].get_extent() == [-0.5, 755.5, 1169.5, -0.5]
+    assert figure.axes[0].get_xlim() == (-0.5, 754.5)
 
 
 def test_the_table_says_where_the_busiest_link_is(chain, grid):
@@ -120,7 +121,7 @@ def test_without_counts_cycles_are_shown_and_the_rest_is_refused(blind, tmp_path
         lambda: blind.save_trace(tmp_path / "a.pftrace"),
     )
     for ask in asked:
-        with pytest.raises(ArgumentError, match="watch=True|wsc\\[trace\\]"):
+        with pytest.raises(ArgumentError, match=r"watch=True"):
             ask()
     assert not os.listdir(tmp_path)
 

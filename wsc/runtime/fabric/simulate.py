@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,7 +12,6 @@ import numpy as np
 from rich.table import Table
 
 from wsc.errors import ArgumentError, CycleLimitError, DeadlockError
-from wsc.runtime.fabric import pictures, trace
 from wsc.runtime.fabric import pictures, trace
 from wsc.runtime.fabric.bits import unbanded, unpacked
 from wsc.runtime.fabric.check import check
@@ -27,7 +25,6 @@ from wsc.tables import Printed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.table import Table
 
 LIMIT = 10_000_000  # cycles of a run that was given no limit
 WORDS = 1 << 16  # of a PE's memory; a PE of 48 KB has 12,288
@@ -92,7 +89,7 @@ class Run(Printed):
         ArgumentError for other PEs, where it cannot write, for a run that was not watched, or without perfetto."""
         trace.save_trace(self, path, pes)
 
-    def __rich__(self) -> "Table":
+    def __rich__(self) -> Table:
         return pictures.table(self)
 
     def _repr_html_(self) -> str:
@@ -101,12 +98,6 @@ class Run(Printed):
     def __repr__(self) -> str:
         pes = self.fabric.rows * self.fabric.columns
         return f"<fabric Run: {self.cycles:,} cycles of {pes:,} PEs, {self.timing}>"
-
-    def __rich__(self) -> Table:
-        return pictures.table(self)
-
-    def _repr_html_(self) -> str:
-        return pictures.html(self)
 
 
 def simulate(
