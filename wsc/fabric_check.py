@@ -8,13 +8,18 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from rich.console import Group
 from rich.table import Table
 
 from wsc.errors import ArgumentError
 from wsc.machine import collectives, patterns
 from wsc.machine.collectives import Costs, Form, Line
+from wsc.machine.published import SDK
 from wsc.machine.wafer import WSE3, Wafer
 from wsc.runtime.fabric import lines, rectangles
+from wsc.runtime.fabric.meshes import BAR as MESH_BAR
+from wsc.runtime.fabric.meshes import Mesh
+from wsc.runtime.fabric.meshes import meshes as published_meshes
 from wsc.runtime.fabric.program import Fabric, stacked
 from wsc.runtime.fabric.simulate import simulate
 from wsc.runtime.fabric.sizes import Timing
@@ -49,22 +54,36 @@ class Row:
 
 @dataclass(frozen=True, repr=False)
 class FabricCheck(Printed):
-    """Rows of random sizes; `conditions` says for which hardware."""
+    """Rows of random sizes, and published runs of small meshes; `conditions` says for which hardware the rows hold."""
 
     conditions: str
     rows: tuple[Row, ...]
+    meshes: tuple[Mesh, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Every closed form is within its bar of the simulated cycles."""
-        return all(r.within for r in self.rows)
+        """Every closed form is within its bar of the simulated cycles, and these of what is published."""
+        return all(r.within for r in (*self.rows, *self.meshes))
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
         rows = [{**vars(r), "error_percent": r.error, "within": r.within} for r in self.rows]
-        return {"conditions": self.conditions, "rows": rows, "passed": self.passed}
+        meshes = [{**vars(m), "error_percent": m.error, "within": m.within} for m in self.meshes]
+        return {"conditions": self.conditions, "rows": rows, "meshes": meshes, "passed": self.passed}
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Group:
+        return Group(self._forms(), *([self._published()] if self.meshes else []))
+
+    def _published(self) -> Table:
+        table = Table(title="The fabric simulator against published small meshes, cycles")
+        for name in ("mesh", "published", "simulated", "error, %"):
+            table.add_column(name, justify="left" if name == "mesh" else "right")
+        for m in self.meshes:
+            table.add_row(m.name, f"{m.published:,.0f}", f"{m.simulated:,.4g}", f"{m.error:+.1f}")
+        table.caption = f"bar: {MESH_BAR:.0%}; {SDK}"
+        return table
+
+    def _forms(self) -> Table:
         table = Table(title=f"Closed forms against the fabric simulator: {self.conditions}")
         for name in ("pattern", "sizes", "over the bar", "mean error, %", "largest, %", "at PEs x wavelets"):
             table.add_column(name, justify="left" if name == "pattern" else "right")
@@ -146,13 +165,16 @@ def _shape(name: str, pes: int) -> tuple[int, ...]:
     return (max(2, round(math.sqrt(pes))),) if name == "k_level" else ()
 
 
-def fabric_check(sizes: int = 200, seed: int = 0, wafer: Wafer = WSE3, setup: bool = True) -> FabricCheck:
-    """Closed forms and simulated cycles of `sizes` random sizes, over all patterns, on lines and rectangles.
+def fabric_check(
+    sizes: int = 200, seed: int = 0, wafer: Wafer = WSE3, setup: bool = True, meshes: bool = True
+) -> FabricCheck:
+    """Closed forms and simulated cycles of `sizes` random sizes, over all patterns, on lines and rectangles; and
+    published runs of small `meshes` beside the simulator.
 
     `setup=False` leaves out what software takes to prepare an instruction, as the published forms do. Raises
     ArgumentError.
 
-    >>> fabric_check(1, setup=False).rows[0].name
+    >>> fabric_check(1, setup=False, meshes=False).rows[0].name
     'multicast'
     """
     if not isinstance(sizes, int) or sizes < 1:
@@ -163,7 +185,8 @@ def fabric_check(sizes: int = 200, seed: int = 0, wafer: Wafer = WSE3, setup: bo
     share = [sizes // len(kinds) + (i < sizes % len(kinds)) for i in range(len(kinds))]
     rows = [row for kind, n in zip(kinds, share, strict=True) for row in _rows(kind, n, draw, timing)]
     prepared = f"{timing.setup} cycles to prepare an instruction" if setup else "nothing to prepare instructions"
-    return FabricCheck(f"{wafer.name}, {prepared}, a hop {timing.hop}, one that delivers {timing.deliver}", tuple(rows))
+    conditions = f"{wafer.name}, {prepared}, a hop {timing.hop}, one that delivers {timing.deliver}"
+    return FabricCheck(conditions, tuple(rows), published_meshes() if meshes else ())
 
 
 def _rows(kind: _Kind, count: int, draw: random.Random, timing: Timing) -> list[Row]:

@@ -54,13 +54,14 @@ def _trees(half: int) -> tuple[np.ndarray, np.ndarray]:
 def all_reduce(pes: int, wavelets: Any, wafer: Wafer) -> np.ndarray:
     """Cycles that no all-reduce of `wavelets` (an array) from each of `pes` PEs in a row goes below.
 
-    The sum is made somewhere: half the line sums to it by the published bound ("Near-Optimal Wafer-Scale Reduce", HPDC
-    2024), or by a star, whose messages follow one another without a gap; then it goes back to the farther end. A ring
-    has no such place and is bound by its own form. No setup of instructions, and no cycles for delivering on the way.
+    The sum is made somewhere: half the line sums to it by a tree whose links carry at least the energy of "Near-Optimal
+    Wafer-Scale Reduce" (HPDC 2024), whose dependent receives wait for one another, and to whose root the farthest data
+    come; then it goes back to the farther end. A ring has no such place and is bound by its own form. No setup of
+    instructions, and no cycles for delivering on the way.
 
     >>> from wsc.machine.wafer import WSE3
     >>> all_reduce(128, [1.0, 64.0], WSE3)
-    array([139., 365.])
+    array([140., 266.])
     """
     w = np.asarray(wavelets, float) / wafer.link_wavelets_per_cycle
     if pes <= 1:
@@ -68,10 +69,11 @@ def all_reduce(pes: int, wavelets: Any, wafer: Wafer) -> np.ndarray:
     half, relay, hop = pes // 2 + 1, wafer.relay_cycles, wafer.hop_cycles
     span = (half - 1) * hop
     energy, depth = _trees(half)
-    trees = (w[..., None] * energy + depth * relay).min(axis=-1) + span
-    star = np.maximum(w * (half - 1), span) + relay
+    load, waits = w[..., None] * energy + hop + relay, w[..., None] + depth * (hop + relay)
+    load[..., 0] = w * (half - 1) + hop + relay  # of the root, which takes in all
+    tree = np.maximum(np.maximum(load, waits).min(axis=-1), span + relay + w)
     ring = 2 * (pes - 1) * (w / pes + relay) + (4 * pes - 6) * hop
-    return np.minimum(np.minimum(trees, star) + span + relay + w, ring)
+    return np.minimum(tree + span + relay + w, ring)
 
 
 @lru_cache(maxsize=256)

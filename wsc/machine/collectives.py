@@ -248,7 +248,7 @@ def cheapest_all_reduce(
     """(algorithm, shape) of the all-reduce with the fewest cycles among those that `colors` allow.
 
     >>> cheapest_all_reduce(512, 1, 511), cheapest_all_reduce(512, 4096, 511, colors=3)
-    (('centre_star', ()), ('chain', ()))
+    (('centre_tree', ()), ('chain', ()))
     """
     line = Line(pes, wavelets, span)
     found = [(all_reduce(name, line, c, groups), name, groups) for name, groups in ways(pes, wavelets)]

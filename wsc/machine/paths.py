@@ -199,7 +199,7 @@ def best_depth(pes: int, wavelets: float, span: float, relay: float, setup: floa
     """The depth of the generated tree with the fewest cycles for this much data; pes - 1 means the chain.
 
     >>> best_depth(512, 1, 511, 5), best_depth(512, 20, 511, 5), best_depth(512, 4096, 511, 5)
-    (1, 11, 511)
+    (1, 9, 511)
     """
     if pes <= 2:
         return pes - 1

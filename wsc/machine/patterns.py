@@ -47,7 +47,7 @@ def choose(
     that software takes to prepare an instruction, as the published forms do. Raises ArgumentError when none is found.
 
     >>> choose("all_reduce", 512, 1).algorithm, choose("all_reduce", 512, 1, colors=4).algorithm
-    ('centre_star', 'centre_star')
+    ('centre_tree', 'centre_tree')
     >>> choose("reduce", 512, 4096).algorithm, round(choose("reduce", 512, 4096, setup=False).cycles)
     ('chain', 7162)
     """

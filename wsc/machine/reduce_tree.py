@@ -101,7 +101,7 @@ def lower_bound(pes: int, wavelets: float, span: float, relay: float) -> float:
     """Cycles that no reduce of `wavelets` from each of `pes` participants goes below.
 
     >>> lower_bound(512, 1, 511, 5), lower_bound(512, 4096, 511, 5)
-    (517.0, 6163.0)
+    (517.0, 7162.0)
     """
     if pes <= 1:
         return 0.0
