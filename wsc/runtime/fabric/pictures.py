@@ -93,8 +93,8 @@ def conditions(run: "Run") -> str:
     """What was run, in words: cycles, the grid, the hardware's cycles."""
     t = run.timing
     return (
-        f"{run.cycles:,} cycles on {run.fabric.rows} x {run.fabric.columns} PEs; "
-        f"hop {t.hop}, delivering {t.deliver}, ramp {t.ramp}, setup {t.setup}"
+        f"{run.cycles:,} cycles on {run.fabric.rows} x {run.fabric.columns} PEs "
+        f"(cycles: hop {t.hop}, delivering {t.deliver}, ramp {t.ramp}, setup {t.setup})"
     )
 
 
@@ -127,7 +127,7 @@ def table(run: "Run") -> Table:
 def html(run: "Run") -> str:
     """The map of links within a page; nothing where nothing was counted, or without matplotlib."""
     try:
-        picture = base64.b64encode(_drawn(links(run), "png")).decode()
+        picture = base64.b64encode(_drawn(links(run), "png", dpi=75)).decode()
     except ArgumentError:
         return ""
     return f"<img alt='wavelets over links' style='max-width:100%' src='data:image/png;base64,{picture}'/>"
@@ -145,7 +145,7 @@ def save(figure: "Figure", path: str | Path) -> None:
     write(path, content)
 
 
-def _drawn(figure: "Figure", kind: str) -> bytes:
+def _drawn(figure: "Figure", kind: str, dpi: int = 100) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format=kind, dpi=100)
+    figure.savefig(out, format=kind, dpi=dpi)
     return out.getvalue()
