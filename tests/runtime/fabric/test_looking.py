@@ -3,9 +3,11 @@
 import builtins
 import os
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import wsc
 from wsc.errors import ArgumentError
 from wsc.runtime.fabric import lines, rectangles
 from wsc.runtime.fabric.pictures import _figure, _largest, html
@@ -217,6 +219,22 @@ def test_instructions_follow_one_another_on_a_track(grid, tmp_path):
         assert [end for _, end, *_ in them] == grid.ended[0, :count, y, x].tolist()
         assert [begin for begin, *_ in them] == [0, *(end for _, end, *_ in them[:-1])]
         assert them[-1][1] == grid.finished[y, x]
+
+
+def test_a_placed_stage_can_be_looked_at(tmp_path):
+    pytest.importorskip("perfetto")
+    w, x = jnp.ones((32, 16)), jnp.ones((1, 32))
+    exe = wsc.compile(lambda w, x: jnp.tanh(x @ w), w, x, weight_argnums=0, grid=(4, 2))
+    run = exe.simulate(w, x).run
+    run.save_trace(tmp_path / "stage.pftrace")
+    _, found = read(tmp_path / "stage.pftrace")
+    assert len([name for name in found if "thread" not in name]) == 8
+    assert max(end for them in found.values() for _, end, *_ in them) == run.cycles
+    for name, them in found.items():
+        first = [what for _, _, what, _ in them]
+        assert first[0] == "work", name  # each multiplies its tile, then they add up, then all know the sums
+        assert any("reduce color" in what or "send color" in what for what in first)
+        assert "receive color" in first[-2] or "send color" in first[-2], first
 
 
 @pytest.mark.parametrize("pes", [[], [(5, 0)], [(0, -1)], [(0, 7)], [3], [(0, 0.5)], ["ab"]])
