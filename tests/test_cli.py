@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +70,19 @@ def test_compile_text(tiny):
 def test_compile_report(tiny):
     report = invoke("compile", str(tiny / "config.json"), "--context", "32", "--wafer", "small")
     assert "Where the time goes" in report and "SRAM, all PEs" in report
+
+
+def test_simulate(tiny, tmp_path):
+    """A cut-out of a layer, in numbers, as pictures, and as a trace; a stage that is not there is an error."""
+    args = ("simulate", str(tiny), "--context", "32", "--wafer", "small")
+    files = [str(tmp_path / name) for name in ("links.png", "stalls.png", "run.pftrace")]
+    pictures = [text for pair in zip(("--heat-map", "--stalls", "--trace"), files, strict=True) for text in pair]
+    found = json.loads(invoke(*args, "--scale", "0.5", "--json", *pictures))
+    assert found["stage"] == "layers[0]" and found["equal"] is None and abs(found["error_percent"]) < 15
+    assert found["cycles"] == sum(phase["simulated"] for phase in found["phases"])
+    assert all(Path(name).stat().st_size > 1000 for name in files)
+    refused = RUN.invoke(app, [*args, "--stage", "nowhere"])
+    assert refused.exit_code == 1 and "nowhere" in str(refused.exception)
 
 
 def test_compile_in_another_precision(tiny):

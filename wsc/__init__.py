@@ -18,6 +18,7 @@ from wsc.plan_report import Plan, plan_report
 from wsc.program import Program
 from wsc.runtime.executable import Executable
 from wsc.runtime.generate import LanguageModel
+from wsc.runtime.simulation import Simulation
 from wsc.runtime.telemetry import Telemetry
 from wsc.sensitivity import sensitivity, sweep
 from wsc.speculative import Speculative, speculative
@@ -38,6 +39,7 @@ __all__ = [
     "LanguageModel",
     "Plan",
     "Program",
+    "Simulation",
     "Speculative",
     "Streamed",
     "Telemetry",

@@ -1,5 +1,6 @@
 """`Executable.simulate`: a placed stage on the fabric simulator, beside what the closed forms say of it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -110,7 +111,7 @@ def simulate_stage(
     sums = _known_sums(placed, grid) if leaves is not None else []
     phases, sums = _phases(placed, scale, sums)
     if scale < 1:
-        grid = Grid(*(max(min(n, 2), round(n * scale)) for n in grid))
+        grid = Grid(*(max(min(n, 2), math.ceil(n * scale)) for n in grid))
     fabric, counts = stages.program_of(phases, grid, program.wafer)
     memory = outputs = equal = evaluate = None
     expected = partials = None

@@ -164,45 +164,31 @@ def _rounds(step: Rounds, grid: Grid, wafer: Wafer, each: Instruction) -> Fabric
 def scaled(step: Step, scale: float) -> Step:
     """The step on a cut-out of its region: fewer PEs a line and fewer lines, as much data of each."""
 
-    def short(n: int, least: int) -> int:
+    def few(n: int, least: int = 1) -> int:
         return max(min(n, least), math.ceil(n * scale))
 
     match step:
-        case AllReduce(pes=pes, span=span, instances=instances) | Reduce(_, pes, span, _, instances):
-            fewer = short(pes, 2)
-            return replace(
-                step,
-                pes=fewer,
-                span=max(fewer - 1, round(span * (fewer - 1) / max(1, pes - 1))),
-                instances=short(instances, 1),
-            )
-        case Multicast(pes, span, _, instances):
-            fewer = short(pes, 2)
-            return replace(
-                step,
-                pes=fewer,
-                span=max(fewer - 1, round(span * (fewer - 1) / max(1, pes - 1))),
-                instances=short(instances, 1),
-            )
-        case Shift(distance, _, total, instances):
-            nearer = short(distance, 1)
-            return replace(
-                step,
-                distance=nearer,
-                total_wavelet_hops=round(total * nearer / max(1, distance)),
-                instances=short(instances, 1),
-            )
+        case AllReduce(pes=pes, span=span, instances=lines) | Reduce(_, pes, span, _, lines):
+            fewer = few(pes, 2)
+            return replace(step, pes=fewer, span=max(fewer - 1, int(span * scale)), instances=few(lines))
+        case Multicast(pes, span, _, lines):
+            fewer = few(pes, 2)
+            return replace(step, pes=fewer, span=max(fewer - 1, int(span * scale)), instances=few(lines))
+        case Shift(distance, _, total, lines):
+            nearer = max(1, int(distance * scale))
+            hops = round(total * nearer / max(1, distance))
+            return replace(step, distance=nearer, total_wavelet_hops=hops, instances=few(lines))
         case Rounds(times, compute, fabric):
+            inner = {
+                "compute": tuple(scaled(s, scale) for s in compute),
+                "fabric": tuple(scaled(s, scale) for s in fabric),
+            }
+            return replace(step, times=few(times), **inner)
+        case Move(distance, wavelets, links, delivers):
+            nearer = few(distance)
             return replace(
-                step,
-                times=short(times, 1),
-                compute=tuple(scaled(s, scale) for s in compute),
-                fabric=tuple(scaled(s, scale) for s in fabric),
+                step, distance=nearer, wavelets=few(wavelets), links=few(links), delivers=min(nearer, few(delivers))
             )
-        case Move(distance):
-            return replace(
-                step, distance=short(distance, 1), links=short(step.links, 1), wavelets=short(step.wavelets, 1)
-            )
-        case Compute(instances=instances):
-            return replace(step, instances=short(instances, 1))
+        case Compute(instances=pes):
+            return replace(step, instances=few(pes))
     return step
