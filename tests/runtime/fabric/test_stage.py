@@ -76,22 +76,19 @@ def small():
     return decoded(Llama(config, rngs=nnx.Rngs(0)), 16, 3, grid=(8, 12))
 
 
-def test_a_small_layer_with_values(small):
-    found = assert_layer(*small)
+def test_a_small_layer(small):
+    """With values; without arguments, where time alone is simulated and is the same; a cut-out, whose lines are
+    shorter; and not beyond a limit."""
+    exe, args = small
+    found = assert_layer(exe, args)
     assert found.run.fabric.colors <= WSE3.colors
     assert found.as_dict()["equal"] and "outputs equal" in str(found)
-
-
-def test_without_arguments_time_alone_is_simulated_and_is_the_same(small):
-    exe, args = small
     timed = exe.simulate()
     assert timed.outputs is None and timed.equal is None
-    assert abs(timed.cycles - exe.simulate(*args).cycles) < 0.02 * timed.cycles
-
-
-def test_a_cut_out_has_shorter_lines(small):
-    exe, _ = small
-    assert exe.simulate(scale=0.5).cycles < exe.simulate().cycles
+    assert abs(timed.cycles - found.cycles) < 0.02 * timed.cycles
+    assert exe.simulate(scale=0.5).cycles < timed.cycles
+    with pytest.raises(CycleLimitError, match="100 cycles"):
+        exe.simulate(limit=100)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +100,10 @@ def test_what_cannot_be_simulated_is_said(small, options, what):
         small[0].simulate(**options)
 
 
-def test_values_of_a_cut_out_are_refused_and_limits_kept(small):
+def test_values_of_a_cut_out_are_refused(small):
     exe, args = small
     with pytest.raises(ArgumentError, match="cut-out"):
         exe.simulate(*args, scale=0.5)
-    with pytest.raises(CycleLimitError, match="100 cycles"):
-        exe.simulate(limit=100)
 
 
 GRID = Grid(8, 24)
@@ -119,7 +114,7 @@ STEPS = {
     "reduce": Reduce("chain", 24, 23, 30, 8),
     "all-reduce": AllReduce("chain", 24, 23, 30, 8),
     "shift": Shift(5, 60, 600, 8, 30),
-    "move": Move(50, 80, 8),
+    "move": Move(50, 80, 8, 24),
     "host": HostLink(10_000),
     "rounds": Rounds(3, (Compute("fmac", 10, 20, 4, 0, GRID.pes),), (Shift(2, 30, 60 * 12, 8, 30),), 4, 4),
     "rounds that wait for the fabric": Rounds(3, (), (Multicast(6, 5, 100, 32),), 0, 0),
@@ -152,7 +147,6 @@ def test_programs_that_follow_one_another_share_colors():
     for other in ("star", "tree", "centre_chain", "two_phase"):
         many = after(many, lines.all_reduce(other, 8, 3))
     assert many.colors < 12
-    assert simulate(many, memory=memory).cycles > 4 * 20
 
 
 def test_threads_wait_for_one_another():

@@ -75,12 +75,13 @@ def phase(step: Step, grid: Grid, wafer: Wafer, each: Instruction, at: Lines | N
             return line.tidy().across(getattr(grid, _across(at.axis)), at.axis)
         case Shift():
             return _shift(step, grid, each)
-        case Move(distance, wavelets, links):
+        case Move(distance, wavelets, links, delivers):
             rows = max(1, min(links, grid.y))
             across = min(grid.x, distance + 1)
             waits = round(wafer.task_cycles + max(0, distance - grid.x) * wafer.hop_cycles)
             moved = Multicast(across, across - 1, -(-wavelets // links), rows)
-            at = Lines("x", (tuple(range(across)),), (tuple(range(across)),))
+            heard = range(max(0, across - max(1, delivers)), across)
+            at = Lines("x", (tuple(range(across)),), (tuple(heard),))
             return after(work(grid, waits), phase(moved, grid, wafer, each, at))
         case Rounds():
             return _rounds(step, grid, wafer, each)
@@ -109,7 +110,7 @@ def _add(line: Fabric, step, places: Sequence[int], heard: Sequence[int], each: 
                 line, places, algorithm, each, lines.shape_of(algorithm, len(places), each.length, ()), colors
             )
         case Multicast():
-            lines.add_multicast(line, places, places[0], each, colors[0])
+            lines.add_multicast(line, heard, places[0], each, colors[0])
 
 
 def _shift(step: Shift, grid: Grid, each: Instruction) -> Fabric:
