@@ -46,9 +46,9 @@ NOTHING = Parts()
 
 @lru_cache(maxsize=4096)
 def _trees(half: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hops a wavelet over links, and depth, of the best trees on `half` PEs in a row, and of the chain."""
+    """Hops a wavelet over links, and depth, of the best trees on `half` PEs in a row, and of all that are deeper."""
     energy = reduce_tree.least_energy(half)[1:] / (half - 1)
-    return np.append(energy, 1.0), np.append(np.arange(1, len(energy) + 1), half - 1.0)
+    return np.append(energy, 1.0), np.arange(1, len(energy) + 2)
 
 
 def all_reduce(pes: int, wavelets: Any, wafer: Wafer) -> np.ndarray:
