@@ -125,8 +125,8 @@ def test_a_product_on_two_pes_by_hand():
 
 
 def test_a_reduction_by_hand():
-    """64 values on 4 PEs: 16 each, 2 lanes; the best is a square of 2 x 2 (13 cycles an axis) or a line of 4 (2 hops and
-    a wavelet, twice): 1 + 8 + 2 * (2 + 5 + 1)."""
+    """64 values on 4 PEs: 16 each, 2 lanes; the best is a square of 2 x 2 (13 cycles an axis) or a line of 4 (2 hops
+    and a wavelet, twice): 1 + 8 + 2 * (2 + 5 + 1)."""
     assert bounds.reduction(64, 1, 4, 1, 4, WSE3).cycles == 1 + 8 + 2 * (2 + 5 + 1)
     assert bounds.reduction(64, 64, 4, 1, 64, WSE3).collectives == 0  # nothing to add
 

@@ -98,8 +98,8 @@ def bounds(pes: int, wavelets: float, span: float, relay: float) -> np.ndarray:
 
 
 def lower_bound(pes: int, wavelets: float, span: float, relay: float) -> float:
-    """Cycles that no reduce of `wavelets` from each of `pes` participants goes below: no tree of the table's depths, and
-    not the chain, which is all that is worth while beyond them.
+    """Cycles that no reduce of `wavelets` from each of `pes` participants goes below: no tree of the table's depths,
+    and not the chain, which is all that is worth while beyond them.
 
     >>> lower_bound(512, 1, 511, 5), lower_bound(512, 4096, 511, 5)
     (517.0, 7162.0)
