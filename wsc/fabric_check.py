@@ -13,7 +13,7 @@ from rich.table import Table
 
 from wsc.errors import ArgumentError
 from wsc.machine import collectives, patterns
-from wsc.machine.collectives import Costs, Form, Line
+from wsc.machine.collectives import REDUCES, Costs, Form, Line
 from wsc.machine.published import SDK
 from wsc.machine.wafer import WSE3, Wafer
 from wsc.runtime.fabric import lines, rectangles
@@ -28,7 +28,6 @@ from wsc.tables import Printed
 BAR = 0.04  # of the simulated cycles
 SHORT = 10  # or as many cycles
 
-REDUCES = ("chain", "tree", "two_phase", "generated", "star")
 ALL_REDUCES = (*REDUCES, *(f"centre_{name}" for name in REDUCES), "k_level")
 
 

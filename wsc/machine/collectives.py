@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from wsc.machine import paths, reduce_tree
 from wsc.machine.numbers import Number, maximum
+from wsc.machine.paths import group_size
 from wsc.machine.wafer import Wafer
 
 NEAR = 0.02  # of the time by paths: so much more may a published time be
@@ -82,11 +83,6 @@ class Form(NamedTuple):
 
 
 NOTHING = Form(0.0, 0.0, 0.0, 0.0, 0.0, 0)
-
-
-def group_size(pes: int) -> int:
-    """S of the two-phase reduce: the participants of one group, about sqrt(pes)."""
-    return max(1, round(math.sqrt(pes)))
 
 
 def multicast(line: Line, c: Costs = Costs()) -> Form:  # noqa: B008 - a tuple

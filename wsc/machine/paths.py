@@ -32,6 +32,11 @@ Senders = tuple[tuple[int, Paths], ...]  # from whom a PE takes in, in order: PE
 READY: Paths = (Path(0, 0, 0, 1),)  # an instruction is prepared
 
 
+def group_size(pes: int) -> int:
+    """S of the two-phase reduce: the participants of one group, about sqrt(pes)."""
+    return max(1, round(math.sqrt(pes)))
+
+
 def longest(paths: Paths) -> Paths:
     """Without those that are never longer than another, or than the longer of two others.
 
@@ -109,7 +114,7 @@ def _senders(algorithm: str, pes: int, shape: tuple[int, ...]) -> Senders:
     if algorithm == "generated":
         if shape[0] >= pes - 1:
             return _senders("chain", pes, ())
-        return _generated(pes, shape[0], max(64, 1 << (pes - 1).bit_length()))
+        return _generated(pes, shape[0], reduce_tree.table_size(pes))
     raise ValueError(f"no reduce named {algorithm!r}")
 
 
@@ -120,7 +125,7 @@ def _tree(pes: int) -> Senders:
 
 
 def _two_phase(pes: int) -> Senders:
-    size = max(1, round(math.sqrt(pes)))
+    size = group_size(pes)
     groups, senders = math.ceil(pes / size), ()
     for group in reversed(range(groups)):
         further = ((size, sent_on(senders)),) if group < groups - 1 else ()

@@ -37,8 +37,13 @@ def _table(pes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _grown(pes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The table for at least `pes`, in few sizes so that it is made seldom."""
-    return _table(max(64, 1 << (pes - 1).bit_length()))
+    """The table for at least `pes`."""
+    return _table(table_size(pes))
+
+
+def table_size(pes: int) -> int:
+    """PEs of the table that trees of `pes` are cut out of: few sizes, so that it is made seldom."""
+    return max(64, 1 << (pes - 1).bit_length())
 
 
 def least_energy(pes: int) -> np.ndarray:

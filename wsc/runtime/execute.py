@@ -221,7 +221,7 @@ def _by_line(array, parts: list[tuple[int, int]]):
     return array.reshape(math.prod(x for _, x in parts), math.prod(y for y, _ in parts), *rest)
 
 
-def add_up(partial, lines: dict[str, AllReduce]):
+def _add_up(partial, lines: dict[str, AllReduce]):
     """Sum [PEs along x, PEs along y, ...] along x and then along y."""
     for axis in "xy":
         step = lines.get(axis)
@@ -243,8 +243,8 @@ def _dot_in_order(op: PlacedOp, values: list, ready: tuple[int, Any] | None, zer
         total = products.sum(lhs, rhs, zero)
         if len(lines) == 1:
             return total.reshape(out.shape)
-        return add_up(total.reshape(1, math.prod(y for y, _ in parts), *out.shape), {"y": lines["y"]})
-    return add_up(_dot_partials(op, lhs, rhs), lines)
+        return _add_up(total.reshape(1, math.prod(y for y, _ in parts), *out.shape), {"y": lines["y"]})
+    return _add_up(_dot_partials(op, lhs, rhs), lines)
 
 
 def _dot_partials(op: PlacedOp, lhs, rhs) -> jax.Array:
@@ -323,7 +323,7 @@ def _sum_in_order(op: PlacedOp, values: list, ready: None, zero):
     """reduce_sum over cut dimensions: each tile, then the sum over tiles."""
     at, axes = op.ins[0], tuple(op.eqn.params["axes"])
     assert at is not None
-    return add_up(_tile_sums(op, values, zero), algorithms(op, at, axes))
+    return _add_up(_tile_sums(op, values, zero), algorithms(op, at, axes))
 
 
 def _tile_sums(op: PlacedOp, values: list, zero) -> jax.Array:

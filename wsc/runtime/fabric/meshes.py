@@ -8,7 +8,7 @@ from wsc.layout import Grid
 from wsc.machine.published import MEASUREMENTS, SDK
 from wsc.machine.wafer import WSE2, WSE3, Wafer
 from wsc.runtime.fabric import lines
-from wsc.runtime.fabric.phases import EVERYONE, work
+from wsc.runtime.fabric.phases import EVERYONE, join, work
 from wsc.runtime.fabric.program import EAST, NORTH, RAMP, SOUTH, WEST, Fabric, Instruction
 from wsc.runtime.fabric.sharing import after
 from wsc.runtime.fabric.simulate import simulate
@@ -75,15 +75,10 @@ def summa(pes: int = 4, tile: int = 14, wafer: Wafer = WSE2) -> int:
         line = Fabric(1, pes)
         lines.add_multicast(line, range(pes), k, each, line.color())
         whole = after(after(whole, line.across(pes)), line.across(pes, "y"))
-        _joined(whole)
+        join(whole, EVERYONE, 0, 1)
         whole = after(whole, work(Grid(pes, pes), products))
-        _joined(whole)
+        join(whole, EVERYONE, 0, 1)
     return simulate(whole, Timing.of(wafer)).cycles - pes * products
-
-
-def _joined(fabric: Fabric):
-    for thread in (0, 1):
-        fabric.instruct(EVERYONE, Instruction(1, joins=True, bare=True, thread=thread))
 
 
 def stencil(wafer: Wafer, pes: int = AROUND, iterations: int = ITERATIONS) -> float:

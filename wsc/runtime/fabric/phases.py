@@ -88,10 +88,10 @@ def phase(step: Step, grid: Grid, wafer: Wafer, each: Instruction, at: Lines | N
     return work(grid, round(float(cost(step, wafer).cycles)))
 
 
-def work(grid: Grid, cycles: int, thread: int = 0) -> Fabric:
+def work(grid: Grid, cycles: int) -> Fabric:
     """All PEs are busy for so many cycles."""
     fabric = Fabric(*grid)
-    fabric.instruct(EVERYONE, Instruction(cycles, bare=True, thread=thread))
+    fabric.instruct(EVERYONE, Instruction(cycles, bare=True))
     return fabric
 
 
@@ -135,15 +135,15 @@ def _shift(step: Shift, grid: Grid, each: Instruction) -> Fabric:
             lines.add_message(line, color, source, source + step.distance)
             line.instruct((0, source), replace(each, length=words, sends=color, load=True))
             if not each.slow:
-                _join(line, target, each.thread, each.thread + 1)
+                join(line, target, each.thread, each.thread + 1)
             taking = replace(each, length=words, reads=(color,), store=True, thread=each.thread + 1)
             line.instruct(target, taking)
             if not each.slow:
-                _join(line, target, each.thread, each.thread + 1)
+                join(line, target, each.thread, each.thread + 1)
     return line.tidy().across(getattr(grid, _across(axis)), axis)
 
 
-def _join(fabric: Fabric, where: Where, *threads: int):
+def join(fabric: Fabric, where: Where, *threads: int):
     """Threads that wait for one another: none takes what another is still to have of a color."""
     for thread in threads:
         fabric.instruct(where, Instruction(1, joins=True, bare=True, thread=thread))
@@ -155,7 +155,7 @@ def _rounds(step: Rounds, grid: Grid, wafer: Wafer, each: Instruction) -> Fabric
     one = after(one, work(grid, round(sum(float(cost(s, wafer).cycles) for s in step.compute))))
     for inner in step.fabric:
         one = after(one, phase(inner, grid, wafer, replace(each, slow=True, bare=True, thread=1)))
-    _join(one, EVERYONE, *range(THREADS))
+    join(one, EVERYONE, *range(THREADS))
     whole = one
     for _ in range(step.times - 1):
         whole = after(whole, one)
@@ -169,10 +169,11 @@ def scaled(step: Step, scale: float) -> Step:
         return max(min(n, least), math.ceil(n * scale))
 
     match step:
-        case AllReduce(pes=pes, span=span, instances=lines) | Reduce(_, pes, span, _, lines):
-            fewer = few(pes, 2)
-            return replace(step, pes=fewer, span=max(fewer - 1, int(span * scale)), instances=few(lines))
-        case Multicast(pes, span, _, lines):
+        case (
+            AllReduce(pes=pes, span=span, instances=lines)
+            | Reduce(_, pes, span, _, lines)
+            | Multicast(pes, span, _, lines)
+        ):
             fewer = few(pes, 2)
             return replace(step, pes=fewer, span=max(fewer - 1, int(span * scale)), instances=few(lines))
         case Shift(distance, _, total, lines):
