@@ -112,9 +112,14 @@ def cycle(z: Sizes, tables: Tables, s: State) -> State:
         **_switched(z, tables.controls, tables.routes_out, s, "out", leave & control[0]),
     }
     if z.values:
-        deep = jnp.any(any_of([nothing, *queued[1:], *after[1:]]) != 0, axis=(1, 2))
         in_put = [p for _, p in in_queues]
-        new["moves"] = Moves(deep, leave, come, put, taken, down, in_put, any_up, out_put, [done for _, done in steps])
+        new["moves"] = Moves(
+            leave, come, put, taken, down, in_put, any_up, out_put, [done for _, done in steps],
+            any_fire=_anywhere(any_of([p.fire for p in pes])),
+            any_in=jnp.array([_anywhere(any_of([taken[q], *in_put[q]])) for q in inward]),
+            any_routed=_anywhere(any_of([leave, *put])),
+            any_out=_anywhere(any_of([any_up, *out_put])),
+        )  # fmt: skip
         new |= values(z, tables, s)
     aging = [union(w.reshape(-1, *w.shape[-2:])) for w in (s["late"], s["in_late"], s["out_late"]) if w.size]
     moved = any_of([any_up, union(leave), *aging, *(p.fire | p.waiting | (p.running & ~p.ready) for p in pes)])
@@ -135,6 +140,11 @@ def cycle(z: Sizes, tables: Tables, s: State) -> State:
         new["peak"] = s["peak"] | s["queued"]
         new["ended"] = [_ended(s, i, p) for i, p in enumerate(pes)]
     return new
+
+
+def _anywhere(words):
+    """Whether any PE has it."""
+    return jnp.any(words != 0, axis=(-2, -1))
 
 
 def _in_turn(z: Sizes, way, tx: dict, cycle):

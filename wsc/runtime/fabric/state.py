@@ -107,6 +107,7 @@ def start(fabric: Fabric, z: Sizes, tables: Tables, memory: np.ndarray | None) -
                 np.full(plane.shape, a[0], np.uint16) if (a := z.threads[i].addresses) else tables.address[i][0]
                 for i in threads
             ],
+            "sent": plane,
             "value": [[plane] * t.router for _ in range(k)],
             "moves": no_moves(z, words),
             "out_value": [plane] * t.outward,

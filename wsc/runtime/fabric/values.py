@@ -3,6 +3,7 @@
 What moves is decided without them, so they follow one cycle behind: what a cycle decided is part of the state.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -29,11 +30,10 @@ class Done(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """What a cycle decided, in words of 32 PEs. Of routers, by color: whether a queue is or gets longer than one
-    wavelet, what leaves, by which port others come, which place of the queue they take; the same of PEs' queues inward,
-    and of the one outward; by thread what is done."""
+    """What a cycle decided, in words of 32 PEs. Of routers, by color: what leaves, by which port others come, which
+    place of the queue they take; the same of PEs' queues inward, and of the one outward; by thread what is done. And
+    whether any of each moves on the whole grid."""
 
-    deep: Any
     leave: Any
     comes: dict[int, Any]
     put: list
@@ -43,6 +43,10 @@ class Moves(NamedTuple):
     up: Any
     out_put: list
     threads: list[Done]
+    any_fire: Any
+    any_in: Any
+    any_routed: Any
+    any_out: Any
 
 
 def no_moves(z: Sizes, words: tuple[int, ...]) -> Moves:
@@ -55,7 +59,6 @@ def no_moves(z: Sizes, words: tuple[int, ...]) -> Moves:
     colors, one = zeros(z.colors), zeros()
     done = Done(one, one, zeros(len(z.inward)), one, one, one, one, zeros(z.instructions))
     return Moves(
-        np.zeros(z.colors, bool),
         colors,
         dict.fromkeys(z.neighbours, colors),
         [colors] * t.router,
@@ -65,41 +68,78 @@ def no_moves(z: Sizes, words: tuple[int, ...]) -> Moves:
         one,
         [one] * t.outward,
         [done for _ in z.threads],
+        np.bool_(False),
+        np.zeros(len(z.inward), bool),
+        np.zeros(z.colors, bool),
+        np.bool_(False),
     )
 
 
 def values(z: Sizes, tables: Tables, s: dict[str, Any]) -> dict[str, Any]:
-    """Values, memories and addresses after the moves of the cycle before."""
+    """Values, memories and addresses after the moves of the cycle before.
+
+    What nothing moves in is left as it is. Each part reads what the next one writes, so they are kept in that order:
+    then all of them write over what they had.
+    """
     moves: Moves = s["moves"]
-    memory, addresses, sent = s["memory"], [], None
-    read = jnp.zeros_like(s["out_value"][0])
+    done, (memory, address, sent) = only_if(
+        moves.any_fire, partial(_elements, z, tables, s["in_value"], moves), (s["memory"], s["address"], s["sent"])
+    )
+    inward, router = [], []
+    for q, held in enumerate(s["in_value"]):
+        done, held = only_if(moves.any_in[q] | done, partial(_inward, z, s["value"], moves, q), held)
+        inward.append(held)
+    for k, held in enumerate(s["value"]):
+        done, held = only_if(moves.any_routed[k] | done, partial(_routed, s["out_value"][0], moves, k), held)
+        router.append(held)
+    out = partial(_moved, moves.up, moves.out_put, sent)
+    outward = only_if(moves.any_out | done, out, s["out_value"])[1]
+    return {"memory": memory, "address": address, "sent": sent, "value": router, "in_value": inward, "out_value": outward}
+
+
+def only_if(wanted, change, held):
+    """Whether there is more to do (never, but compilers do not know), and `change(held)` where it is `wanted`. A loop
+    that is run once or not at all: unlike a branch it copies nothing of what is `held`."""
+    return lax.while_loop(lambda at: at[0], lambda at: (jnp.zeros_like(at[0]), change(at[1])), (wanted, held))
+
+
+def _elements(z: Sizes, tables: Tables, inward: list, moves: Moves, held: tuple) -> tuple:
+    """Memory, addresses and what is sent after the elements of all threads."""
+    memory, addresses, sent = held
+    after, read, first = [], jnp.zeros_like(sent), True
     for i, done in enumerate(moves.threads):
-        result, read, memory = _element(z, i, s, memory, read, done)
-        addresses.append(_address(z, tables, i, s["address"][i], done))
+        result, read, memory = _element(z, i, inward, addresses[i], memory, read, done)
+        after.append(_address(z, tables, i, addresses[i], done))
         if z.threads[i].sends and result is not None:
-            sent = result if sent is None else jnp.where(unpack(done.fire & done.sends), result, sent)
-    router, inward = [], []
-    for k in range(z.colors):
-        first, comes = s["value"][k][0], s["out_value"][0]
-        for port, here in moves.comes.items():
-            comes = jnp.where(unpack(here[k]), bits.values_from(port, first), comes)
-        router.append(_moved_if(moves.deep[k], s["value"][k], moves.leave[k], [p[k] for p in moves.put], comes))
-    for q, colors in enumerate(z.inward):
-        comes = s["value"][colors[0]][0]
-        for k in colors[1:]:
-            comes = jnp.where(unpack(moves.in_comes[q][k]), s["value"][k][0], comes)
-        inward.append(_moved(s["in_value"][q], moves.taken[q], moves.in_put[q], comes))
-    outward = s["out_value"] if sent is None else _moved(s["out_value"], moves.up, moves.out_put, sent)
-    return {"memory": memory, "address": addresses, "value": router, "in_value": inward, "out_value": outward}
+            sent = result if first else jnp.where(unpack(done.fire & done.sends), result, sent)
+            first = False
+    return memory, after, sent
 
 
-def _element(z: Sizes, i: int, s, memory, before, done: Done):
+def _inward(z: Sizes, router: list, moves: Moves, q: int, held: list) -> list:
+    """One of PEs' queues inward: the router's wavelets come in."""
+    colors = z.inward[q]
+    comes = router[colors[0]][0]
+    for k in colors[1:]:
+        comes = jnp.where(unpack(moves.in_comes[q][k]), router[k][0], comes)
+    return _moved(moves.taken[q], moves.in_put[q], comes, held)
+
+
+def _routed(up, moves: Moves, k: int, held: list) -> list:
+    """Routers' queues of a color: wavelets come `up` from PEs, and from neighbours."""
+    comes = up
+    for port, here in moves.comes.items():
+        comes = jnp.where(unpack(here[k]), bits.values_from(port, held[0]), comes)
+    return _moved(moves.leave[k], [p[k] for p in moves.put], comes, held)
+
+
+def _element(z: Sizes, i: int, inward: list, address, memory, before, done: Done):
     """The result of a thread's element, what was read last (`before` it, where it reads nothing), and the memory after
     it is stored."""
     thread, value, read = z.threads[i], None, jnp.zeros_like(done.fire)
     if thread.reads:
         for q in range(len(z.inward)):
-            head = s["in_value"][q][0]
+            head = inward[q][0]
             if value is None:
                 value, read = head, done.reads[q]
                 continue
@@ -113,7 +153,7 @@ def _element(z: Sizes, i: int, s, memory, before, done: Done):
     column = jnp.arange(columns, dtype=jnp.int32)
     result = value
     if thread.loads:
-        where = (line + s["address"][i].astype(jnp.int32)) * columns + column
+        where = (line + address.astype(jnp.int32)) * columns + column
         before = memory.reshape(-1).at[where].get(mode="promise_in_bounds")
         if value is None:
             result = before
@@ -123,7 +163,7 @@ def _element(z: Sizes, i: int, s, memory, before, done: Done):
     if not thread.stores:
         return result, before, memory
     # Others store what was read, into a word for that: so compilers see that memory was read before it is changed.
-    keeps, address, kept = done.fire & done.store, s["address"][i], before if result is None else result
+    keeps, kept = done.fire & done.store, before if result is None else result
     if z.storing is not None:
         few = jnp.asarray(z.storing, jnp.int32)
         keeps, address, kept, before_here, column = (a[..., few] for a in (keeps, address, kept, before, column))
@@ -159,21 +199,8 @@ def _address(z: Sizes, tables: Tables, i: int, address, done: Done):
     return jnp.where(unpack(done.last), picked, address).astype(address.dtype)
 
 
-def _moved(held: list, leaves, put: list, comes) -> list:
+def _moved(leaves, put: list, comes, held: list) -> list:
     """The values of a queue after its first one leaves and another comes."""
-    leaves, after = unpack(leaves), []
-    for i, value in enumerate(held):
-        kept = jnp.where(leaves, held[i + 1], value) if i + 1 < len(held) else value
-        after.append(jnp.where(unpack(put[i]), comes, kept))
-    return after
-
-
-def _moved_if(deep, held: list, leaves, put: list, comes) -> list:
-    """The same for queues that are seldom longer than one: the other places are left alone while they are empty."""
-    if len(held) == 1:
-        return _moved(held, leaves, put, comes)
-
-    def short():
-        return [jnp.where(unpack(put[0]), comes, held[0]), *held[1:]]
-
-    return lax.cond(deep, lambda: _moved(held, leaves, put, comes), short)
+    leaves = unpack(leaves)
+    after = [jnp.where(leaves, later, value) for value, later in zip(held, held[1:], strict=False)] + held[-1:]
+    return [jnp.where(unpack(p), comes, value) for p, value in zip(put, after, strict=True)]
