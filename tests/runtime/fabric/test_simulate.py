@@ -203,19 +203,6 @@ def test_a_pe_prepares_one_instruction_after_the_other():
     assert shifted == 2 * 20 + 30 + max(0, 6 - 20)  # what comes first waits for the second
 
 
-@pytest.mark.parametrize("axis", ["x", "y"])
-def test_a_grid_in_pieces_is_the_grid(axis, monkeypatch):
-    grid = lines.all_reduce("two_phase", 9, 3).across(70, axis)
-    memory = np.random.default_rng(0).normal(size=(3, grid.rows, grid.columns)).astype(np.float32)
-    whole = simulate(grid, Timing(setup=3), memory=memory)
-    monkeypatch.setattr("wsc.runtime.fabric.split.PIECE", 9 * 32)
-    apart = simulate(grid, Timing(setup=3), memory=memory)
-    assert apart.cycles == whole.cycles
-    for name in ("memory", "occupancy", "peak", "ended"):
-        assert np.array_equal(getattr(apart, name), getattr(whole, name))
-    assert all(np.array_equal(apart.counts[name], whole.counts[name]) for name in whole.counts)
-
-
 def test_values_do_not_change_time_and_runs_are_equal():
     grid = rectangles.all_reduce("centre_generated", 6, 9, 5)
     memory = words(grid, 5)

@@ -33,20 +33,69 @@ SMALL = 1 << 16  # PEs of a grid for which the quickly compiled runs as fast as 
 
 def run(z: Sizes, tables: Tables, state: State, limit) -> State:
     """Cycles until the program has ended, nothing moves any more, or `limit` of them have passed."""
-    return (_quickly if z.pes <= SMALL else _well)(z, tables, state, limit)
+    return (_run if z.pes <= SMALL else _run_well)(z, tables, state, limit)
 
 
-def _run(z: Sizes, tables: Tables, state: State, limit) -> State:
-    state = lax.while_loop(lambda s: s["going"] & (s["cycle"] < limit), partial(cycle, z, tables), state)
+def block(z: Sizes, tables: Tables, state: State, west: State, east: State, begin, end) -> tuple[State, State, State]:
+    """Cycles `begin` to `end` of a strip of columns, after its halo has been taken from the `edges` of those beside it:
+    the state, and its edges. Those cycles must not reach further than the halo; its own columns are then as they are on
+    the whole grid."""
+    return (_block if z.pes <= SMALL else _block_well)(z, tables, state, west, east, begin, end)
+
+
+def _cycles(z: Sizes, tables: Tables, state: State, limit) -> State:
+    """All counts are of every cycle, so those that are counted are simulated as long as anything is left."""
+
+    def more(s):
+        on = ~s["done"] if z.halo and z.watch else s["going"]
+        return on & (s["cycle"] < limit)
+
+    return lax.while_loop(more, partial(cycle, z, tables), state)
+
+
+def _to_end(z: Sizes, tables: Tables, state: State, limit) -> State:
+    return _flushed(z, tables, _cycles(z, tables, state, limit))
+
+
+def _of_block(z: Sizes, tables: Tables, state: State, west: State, east: State, begin, end):
+    def with_halo(here, west, east):
+        if here.ndim < 2:  # whether something is anywhere
+            return here | west | east if here.dtype == bool else here
+        columns = here.shape[-1]
+        here = lax.dynamic_update_slice_in_dim(here, west, 0, axis=-1)
+        return lax.dynamic_update_slice_in_dim(here, east, columns - z.halo, axis=-1)
+
+    state = jax.tree.map(with_halo, state, west, east)
+    state |= {"cycle": begin, "going": jnp.bool_(True), "done": jnp.bool_(False)}
+    state = _cycles(z, tables, state, end)
+    return state, *_edges(z, state)
+
+
+def _edges(z: Sizes, state: State) -> tuple[State, State]:
+    """The first and the last of a strip's own columns: what those beside it have as halo."""
+
+    def edge(columns):
+        return jax.tree.map(lambda a: a if a.ndim < 2 else a[..., columns], state)
+
+    return edge(slice(z.halo, 2 * z.halo)), edge(slice(-2 * z.halo, -z.halo))
+
+
+def _flushed(z: Sizes, tables: Tables, state: State) -> State:
+    """The state after the moves of the last cycle, all counted."""
     if z.values:
         state |= values(z, tables, state)
     return _emptied(state) if z.watch else state
 
 
-_well = jax.jit(_run, static_argnums=0, donate_argnums=2)
-_quickly = jax.jit(
-    _run, static_argnums=0, donate_argnums=2, compiler_options={"xla_llvm_disable_expensive_passes": True}
+_QUICK = {"xla_llvm_disable_expensive_passes": True}
+_run_well = jax.jit(_to_end, static_argnums=0, donate_argnums=2)
+_run = jax.jit(_to_end, static_argnums=0, donate_argnums=2, compiler_options=_QUICK)
+_block_well = jax.jit(
+    _of_block, static_argnums=0, donate_argnums=2, compiler_options={"xla_cpu_multi_thread_eigen": False}
 )
+_block = jax.jit(_of_block, static_argnums=0, donate_argnums=2, compiler_options=_QUICK)
+edges = jax.jit(_edges, static_argnums=0)
+flushed = jax.jit(_flushed, static_argnums=0, donate_argnums=2, compiler_options=_QUICK)
 
 
 def cycle(z: Sizes, tables: Tables, s: State) -> State:
@@ -126,6 +175,9 @@ def cycle(z: Sizes, tables: Tables, s: State) -> State:
     left = any_of([union(new["queued"]), *(union(at) for at in new["at"]), *out, *(w for q, _ in in_queues for w in q)])
     new["done"] = ~jnp.any(left != 0)
     new["going"] = jnp.any(moved != 0) & ~new["done"]
+    own = slice(z.halo, left.shape[-1] - z.halo)
+    for name, words in (("moved", moved), ("left", left)):
+        new[name] = jnp.where(jnp.any(words[..., own] != 0), new["cycle"], s[name])
     if z.watch:
         links = [union(sent[p]) if p in sent else nothing[0] for p in range(5)]
         pe = [

@@ -1,8 +1,8 @@
 """Run a program of a fabric and say what happened: values, cycles, what every link and queue carried, who waited."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from wsc.errors import ArgumentError, CycleLimitError, DeadlockError
+from wsc.errors import ArgumentError
 from wsc.runtime.fabric import pictures, trace
-from wsc.runtime.fabric.bits import unbanded, unpacked
+from wsc.runtime.fabric.bits import unpacked
 from wsc.runtime.fabric.check import check
 from wsc.runtime.fabric.combine import checked
-from wsc.runtime.fabric.engine import run
-from wsc.runtime.fabric.program import Fabric, port_names
-from wsc.runtime.fabric.sizes import Sizes, Timing, bound, sizes_of
-from wsc.runtime.fabric.split import Piece, each, piece_of, pieces, together
-from wsc.runtime.fabric.state import EVENTS, start, tables_of
+from wsc.runtime.fabric.drive import Driven, drive
+from wsc.runtime.fabric.program import Fabric
+from wsc.runtime.fabric.sizes import Timing, sizes_of
+from wsc.runtime.fabric.state import EVENTS
+from wsc.runtime.fabric.unended import unended
 from wsc.tables import Printed
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 LIMIT = 10_000_000  # cycles of a run that was given no limit
 WORDS = 1 << 16  # of a PE's memory; a PE of 48 KB has 12,288
-SHOWN = 8  # PEs and queues that a report names
 
 
 @dataclass(frozen=True)
@@ -129,41 +128,10 @@ def simulate(
     words, kind = (None, "float32") if memory is None else _words(fabric, memory)
     values = None if memory is None else checked(kind, combine)
     _check_memory(fabric, words)
-    z = sizes_of(fabric, timing, values, watch)
-    last = np.int32(min(limit, np.iinfo(np.int32).max))
-
-    def one(piece: Piece) -> Run | None:
-        part = fabric if len(them) == 1 else piece_of(fabric, piece)
-        own = z if part is fabric else replace(z, pes=part.rows * part.columns, storing=None)
-        tables = tables_of(part, own)
-        state = run(own, tables, start(part, own, tables, None if words is None else words[:, *piece]), last)
-        if bool(state["done"]):
-            return _read(part, own, state, kind)
-        if part is fabric:
-            raise _unended(fabric, own, state, limit)
-        return None
-
-    them = pieces(fabric)
-    runs = each(one, them)
-    if None in runs:  # all of it, to tell where
-        them = [(slice(0, fabric.rows), slice(0, fabric.columns))]
-        runs = each(one, them)
-    return _joined(fabric, [r for r in runs if r is not None], them)
-
-
-def _joined(fabric: Fabric, runs: list[Run], them: list[Piece]) -> Run:
-    """Runs of pieces as one of the grid."""
-    first, cycles = runs[0], max(r.cycles for r in runs)
-    if len(runs) == 1:
-        return first
-
-    def grid(name: str, at: int = -2) -> np.ndarray | None:
-        return None if getattr(first, name) is None else together([getattr(r, name) for r in runs], them, at)
-
-    counts = {name: together([r.counts[name] for r in runs], them, -2) for name in first.counts}
-    held = [r.occupancy * (r.cycles / cycles) for r in runs if r.occupancy is not None]
-    occupancy = together(held, them, -2) if held else None
-    return Run(cycles, fabric, first.timing, grid("memory", 1), counts, occupancy, grid("peak"), grid("ended"))
+    driven = drive(fabric, sizes_of(fabric, timing, values, watch), words, limit)
+    if not driven.ended:
+        raise unended(driven, limit)
+    return _read(driven, kind)
 
 
 def _words(fabric: Fabric, memory: Any) -> tuple[np.ndarray, str]:
@@ -201,21 +169,19 @@ def _check_memory(fabric: Fabric, words: np.ndarray | None):
         )
 
 
-def _read(fabric: Fabric, z: Sizes, state: dict, kind: str) -> Run:
-    memory = None
+def _read(driven: Driven, kind: str) -> Run:
+    fabric, z, cycles, memory = driven.fabric, driven.z, driven.cycles, None
     if z.values:
-        held = np.moveaxis(np.asarray(state["memory"])[:, :, :-1], 2, 0)
-        memory = _as(unbanded(held, fabric.rows), kind)
+        memory = _as(driven.grid(lambda s: np.moveaxis(np.asarray(s["memory"])[:, :, :-1], 2, 0)), kind)
     found: dict[str, Any] = {}
-    cycles = int(state["cycle"])
     if z.watch:
-        counted = unbanded(np.asarray(state["counted"]), fabric.rows)
+        counted = driven.grid(lambda s: np.asarray(s["counted"]))
         queues = counted[len(EVENTS) :].reshape(z.timing.router, z.colors, fabric.rows, fabric.columns)
         found = {
             "counts": dict(zip(EVENTS, counted, strict=False)),
-            "occupancy": queues.sum(axis=0) / max(cycles, 1),
-            "peak": unbanded(unpacked(np.asarray(state["peak"])), fabric.rows).sum(axis=0),
-            "ended": unbanded(np.stack(jax.device_get(state["ended"])), fabric.rows),
+            "occupancy": queues.sum(axis=0) / cycles,
+            "peak": driven.grid(lambda s: unpacked(np.asarray(s["peak"]))).sum(axis=0),
+            "ended": driven.grid(lambda s: np.stack(jax.device_get(s["ended"]))),
         }
     return Run(cycles, fabric, z.timing, memory, **found)
 
@@ -226,62 +192,3 @@ def _as(words: np.ndarray, kind: str) -> np.ndarray:
         return np.ascontiguousarray(words).view(dtype)
     halves = np.stack([words & 0xFFFF, words >> 16], axis=-1).astype(np.uint16)
     return halves.view(dtype)
-
-
-def _unended(fabric: Fabric, z: Sizes, state: dict, limit: int) -> DeadlockError | CycleLimitError:
-    cycle, stuck = int(state["cycle"]), not bool(state["going"])
-    lines = list(_held(fabric, z, jax.device_get({k: v for k, v in state.items() if k in _REPORTED})))
-    what = (
-        f"nothing moves any more in cycle {cycle:,}"
-        if stuck
-        else f"the program has not ended after {cycle:,} cycles, its limit; a larger one may help"
-    )
-    text = "\n  ".join([what, *lines])
-    return DeadlockError(text) if stuck else CycleLimitError(text)
-
-
-_REPORTED = ("at", "now", "queued", "in_queued", "out_color", "position_out", "late", "in_late")
-
-
-def _held(fabric: Fabric, z: Sizes, state: dict) -> Iterator[str]:
-    """Who waits for what, and what the queues hold."""
-
-    def grid(words):
-        return unbanded(unpacked(np.asarray(words)), fabric.rows)
-
-    binding = bound(fabric)
-    queued, inward = grid(state["queued"]).sum(axis=0), grid(state["in_queued"]).sum(axis=1)
-    for thread in range(len(z.threads)):
-        at, fields = grid(state["at"][thread]), grid(state["now"][thread])
-        waiting = np.argwhere(at.any(axis=0))
-        for y, x in waiting[:SHOWN]:
-            i = int(at[:, y, x].argmax())
-            reads, sends = (_colors(fabric.code[name][thread, i, y, x]) for name in ("reads", "sends"))
-            left = sum(int(fields[z.fields + b, y, x]) << b for b in range(z.length_bits))
-            lacks = [k for k in reads if not inward[binding[k, y, x], y, x]]
-            why = (
-                f"waits for color {', '.join(map(str, lacks))}" if lacks else "its way out is full" if sends else "runs"
-            )
-            yield (
-                f"PE ({y}, {x}), thread {thread}, instruction {i}: {left} elements left, reads "
-                f"{reads or 'nothing'}, sends {sends or 'nothing'}: {why}"
-            )
-        if len(waiting) > SHOWN:
-            yield f"and {len(waiting) - SHOWN:,} PEs more"
-    position = grid(state["position_out"])
-    full = np.argwhere(queued > 0)
-    for k, y, x in full[:SHOWN]:
-        i = int(position[:, k, y, x].argmax())
-        way = port_names(fabric.tx[k, i, y, x])
-        yield f"router queue of color {k} at PE ({y}, {x}): {queued[k, y, x]} words, switch in position {i}, to {way}"
-    if len(full) > SHOWN:
-        yield f"and {len(full) - SHOWN:,} router queues more"
-    full = np.argwhere((binding >= 0) & (np.take_along_axis(inward, np.maximum(binding, 0), 0) > 0))
-    for k, y, x in full[:SHOWN]:
-        yield f"PE's inward queue of color {k} at PE ({y}, {x}): {inward[binding[k, y, x], y, x]} words"
-    if len(full) > SHOWN:
-        yield f"and {len(full) - SHOWN:,} inward queues more"
-
-
-def _colors(mask) -> list[int]:
-    return [k for k in range(32) if int(mask) >> k & 1]

@@ -84,6 +84,7 @@ class Sizes:
     threads: tuple["Thread", ...]
     storing: tuple[int, ...] | None  # columns with PEs that store, where they are few
     watch: bool
+    halo: int = 0  # columns at either side that are simulated with those of a strip
 
     @property
     def neighbours(self) -> tuple[int, ...]:

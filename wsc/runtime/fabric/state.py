@@ -74,6 +74,8 @@ def start(fabric: Fabric, z: Sizes, tables: Tables, memory: np.ndarray | None) -
         "cycle": np.int32(0),
         "going": np.bool_(True),
         "done": np.bool_(False),
+        "moved": np.int32(0),  # how many cycles it was until nothing moved any more, and until nothing was left to do
+        "left": np.int32(0),
         "position_in": first,
         "position_out": first,
         "left_in": tables.controls[0],

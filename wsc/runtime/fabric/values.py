@@ -4,6 +4,7 @@ What moves is decided without them, so they follow one cycle behind: what a cycl
 """
 
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -94,7 +95,14 @@ def values(z: Sizes, tables: Tables, s: dict[str, Any]) -> dict[str, Any]:
         router.append(held)
     out = partial(_moved, moves.up, moves.out_put, sent)
     outward = only_if(moves.any_out | done, out, s["out_value"])[1]
-    return {"memory": memory, "address": address, "sent": sent, "value": router, "in_value": inward, "out_value": outward}
+    return {
+        "memory": memory,
+        "address": address,
+        "sent": sent,
+        "value": router,
+        "in_value": inward,
+        "out_value": outward,
+    }
 
 
 def only_if(wanted, change, held):
@@ -202,5 +210,5 @@ def _address(z: Sizes, tables: Tables, i: int, address, done: Done):
 def _moved(leaves, put: list, comes, held: list) -> list:
     """The values of a queue after its first one leaves and another comes."""
     leaves = unpack(leaves)
-    after = [jnp.where(leaves, later, value) for value, later in zip(held, held[1:], strict=False)] + held[-1:]
+    after = [jnp.where(leaves, later, value) for value, later in pairwise(held)] + held[-1:]
     return [jnp.where(unpack(p), comes, value) for p, value in zip(put, after, strict=True)]
