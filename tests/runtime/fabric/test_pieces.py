@@ -1,12 +1,13 @@
-"""Grids that are simulated in pieces give what they give in one: values, cycles, counts and reports."""
+"""Grids that are simulated in pieces, or several at once, give what they give in one: values, cycles, counts and
+reports."""
 
 import numpy as np
 import pytest
 
-from wsc.errors import CycleLimitError, DeadlockError
+from wsc.errors import ArgumentError, CycleLimitError, DeadlockError
 from wsc.runtime.fabric import lines, rectangles, split
 from wsc.runtime.fabric.program import EAST, RAMP, WEST, Fabric, Instruction
-from wsc.runtime.fabric.simulate import simulate
+from wsc.runtime.fabric.simulate import simulate, simulate_many
 from wsc.runtime.fabric.sizes import Timing
 
 GRID = 14, 40
@@ -97,3 +98,31 @@ def test_no_end_is_reported_alike(small):
             reports.append(str(error.value))
         small()
     assert reports[:2] == reports[2:]
+
+
+def test_several_grids_at_once():
+    grids = [rectangles.all_reduce("chain", 3, 5, 2), lines.reduce("two_phase", 35, 4).across(2), Fabric(2, 2)]
+    memories = [memory_of(grid, words) for grid, words in zip(grids, (2, 4, 1), strict=True)]
+    alone = [simulate(grid, memory=memory) for grid, memory in zip(grids, memories, strict=True)]
+    for run, single in zip(simulate_many(grids, memories=memories), alone, strict=True):
+        assert run.fabric.rows == single.fabric.rows
+        run_ended, single_ended = run.ended[: len(single.ended)], single.ended
+        assert np.array_equal(run_ended, single_ended) and not run.ended[len(single.ended) :].any()
+        assert np.array_equal(run.memory, single.memory)
+        assert run.cycles == single.cycles
+        assert all(np.array_equal(run.counts[name], single.counts[name]) for name in single.counts)
+        assert np.array_equal(run.peak, single.peak) and np.allclose(run.occupancy, single.occupancy)
+
+
+def test_one_of_several_that_does_not_end_is_reported():
+    good, bad = (rectangles.all_reduce("chain", 2, 4, 2) for _ in range(2))
+    bad.instructions[0, 1, 1] = 0
+    with pytest.raises(DeadlockError) as alone:
+        simulate(bad)
+    with pytest.raises(DeadlockError) as together:
+        simulate_many([good, bad])
+    assert str(together.value) == str(alone.value)
+    with pytest.raises(ArgumentError, match="1 programs and 2 memories"):
+        simulate_many([good], memories=[memory_of(good, 2)] * 2)
+    with pytest.raises(ArgumentError, match="one dtype"):
+        simulate_many([good, good], memories=[memory_of(good, 2), memory_of(good, 2).astype(np.int32)])

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from wsc.runtime.fabric import split
 from wsc.runtime.fabric.bits import unbanded
-from wsc.runtime.fabric.engine import block, edges, flushed, run
-from wsc.runtime.fabric.program import Fabric
-from wsc.runtime.fabric.sizes import Sizes, Tables
+from wsc.runtime.fabric.engine import block, edges, flushed, run, run_many
+from wsc.runtime.fabric.program import Fabric, stacked
+from wsc.runtime.fabric.sizes import Sizes, Tables, Timing, sizes_of
 from wsc.runtime.fabric.split import Piece, each, pieces, together
 from wsc.runtime.fabric.state import start, tables_of
 
@@ -67,6 +68,31 @@ def drive(fabric: Fabric, z: Sizes, words: np.ndarray | None, limit: int) -> Dri
     last = np.int32(min(limit, np.iinfo(np.int32).max))
     states = _strips(z, them, begun, last) if halo else each(lambda piece: run(z, *begun(piece), last), them)
     return Driven(fabric, z, them, states)
+
+
+def drive_many(fabrics: list[Fabric], timing: Timing, values, watch: bool, words: list, limit: int) -> list[Driven]:
+    """The same for several programs at once, each on a grid of its own."""
+    rows, columns = max(f.rows for f in fabrics), max(f.columns for f in fabrics)
+    below = stacked(fabrics, rows=rows)
+    z = replace(sizes_of(below, timing, values, watch), pes=rows * columns, storing=None)
+    deepest, tables, states = max(len(w) for w in words) if values else 0, [], []
+    for i, (fabric, memory) in enumerate(zip(fabrics, words, strict=True)):
+        part = Piece(slice(i * rows, (i + 1) * rows), slice(0, columns)).of(below)
+        if values:
+            filling = (0, deepest - len(memory)), (0, rows - fabric.rows), (0, columns - fabric.columns)
+            memory = np.pad(memory, filling)
+        tables.append(tables_of(part, z))
+        states.append(start(part, z, tables[-1], memory))
+    last = np.int32(min(limit, np.iinfo(np.int32).max))
+
+    def many(trees: list) -> Any:
+        return jax.tree.map(lambda *a: np.stack(a), *trees)
+
+    ended = run_many(z, many(tables), many(states), last)
+    return [
+        Driven(f, z, [Piece(slice(0, f.rows), slice(0, f.columns))], [jax.tree.map(lambda a, i=i: a[i], ended)])
+        for i, f in enumerate(fabrics)
+    ]
 
 
 def _strips(z: Sizes, them: list[Piece], begun: Callable[[Piece], tuple[Tables, State]], limit) -> list[State]:

@@ -36,6 +36,11 @@ def run(z: Sizes, tables: Tables, state: State, limit) -> State:
     return (_run if z.pes <= SMALL else _run_well)(z, tables, state, limit)
 
 
+def run_many(z: Sizes, tables: Tables, states: State, limit) -> State:
+    """The same of several grids at once, of which all arrays have a leading axis."""
+    return _run_many(z, tables, states, limit)
+
+
 def block(z: Sizes, tables: Tables, state: State, west: State, east: State, begin, end) -> tuple[State, State, State]:
     """Cycles `begin` to `end` of a strip of columns, after its halo has been taken from the `edges` of those beside it:
     the state, and its edges. Those cycles must not reach further than the halo; its own columns are then as they are on
@@ -94,6 +99,10 @@ _block_well = jax.jit(
     _of_block, static_argnums=0, donate_argnums=2, compiler_options={"xla_cpu_multi_thread_eigen": False}
 )
 _block = jax.jit(_of_block, static_argnums=0, donate_argnums=2, compiler_options=_QUICK)
+_run_many = jax.jit(
+    lambda z, *grids: jax.vmap(partial(_to_end, z), in_axes=(0, 0, None))(*grids),
+    static_argnums=0, donate_argnums=2, compiler_options=_QUICK,
+)  # fmt: skip
 edges = jax.jit(_edges, static_argnums=0)
 flushed = jax.jit(_flushed, static_argnums=0, donate_argnums=2, compiler_options=_QUICK)
 
@@ -165,7 +174,7 @@ def cycle(z: Sizes, tables: Tables, s: State) -> State:
         new["moves"] = Moves(
             leave, come, put, taken, down, in_put, any_up, out_put, [done for _, done in steps],
             any_fire=_anywhere(any_of([p.fire for p in pes])),
-            any_in=jnp.array([_anywhere(any_of([taken[q], *in_put[q]])) for q in inward]),
+            any_in=jnp.array([_anywhere(any_of([taken[q], *in_put[q]])) for q in inward], bool),
             any_routed=_anywhere(any_of([leave, *put])),
             any_out=_anywhere(any_of([any_up, *out_put])),
         )  # fmt: skip

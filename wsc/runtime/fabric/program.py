@@ -202,25 +202,26 @@ class Fabric:
         return many
 
 
-def stacked(fabrics: Sequence[Fabric], columns: int = 0) -> Fabric:
-    """Programs one below the other, each at the left, on a grid as wide as the widest, or of `columns`; they do not
-    meet. Colors of the same number are the same color, and PEs outside do nothing.
+def stacked(fabrics: Sequence[Fabric], columns: int = 0, rows: int = 0) -> Fabric:
+    """Programs one below the other, each at the left, on a grid as wide as the widest, or of `columns`, and on at least
+    so many `rows`; they do not meet. Colors of the same number are the same color, and PEs outside do nothing.
     """
-    whole = Fabric(sum(f.rows for f in fabrics), max(columns, *(f.columns for f in fabrics)))
+    high = [max(rows, f.rows) for f in fabrics]
+    whole = Fabric(sum(high), max(columns, *(f.columns for f in fabrics)))
     for _ in range(max(f.colors for f in fabrics)):
         whole.color()
     depth = max(f.code["length"].shape[1] for f in fabrics)
     whole.code = {name: np.zeros((THREADS, depth, whole.rows, whole.columns), np.uint32) for name in FIELDS}
     top = 0
-    for f in fabrics:
-        rows, across = slice(top, top + f.rows), slice(f.columns)
-        whole.rx[: f.colors, :, rows, across] = f.rx
-        whole.tx[: f.colors, :, rows, across] = f.tx
-        whole.controls[: f.colors, :, rows, across] = f.controls
+    for f, after in zip(fabrics, high, strict=True):
+        down, across = slice(top, top + f.rows), slice(f.columns)
+        whole.rx[: f.colors, :, down, across] = f.rx
+        whole.tx[: f.colors, :, down, across] = f.tx
+        whole.controls[: f.colors, :, down, across] = f.controls
         for name, table in f.code.items():
-            whole.code[name][:, : table.shape[1], rows, across] = table
-        whole.instructions[:, rows, across] = f.instructions
-        top += f.rows
+            whole.code[name][:, : table.shape[1], down, across] = table
+        whole.instructions[:, down, across] = f.instructions
+        top += after
     return whole
 
 

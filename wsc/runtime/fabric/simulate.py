@@ -1,6 +1,6 @@
 """Run a program of a fabric and say what happened: values, cycles, what every link and queue carried, who waited."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from wsc.runtime.fabric import pictures, trace
 from wsc.runtime.fabric.bits import unpacked
 from wsc.runtime.fabric.check import check
 from wsc.runtime.fabric.combine import checked
-from wsc.runtime.fabric.drive import Driven, drive
+from wsc.runtime.fabric.drive import Driven, drive, drive_many
 from wsc.runtime.fabric.program import Fabric
 from wsc.runtime.fabric.sizes import Timing, sizes_of
 from wsc.runtime.fabric.state import EVENTS
@@ -121,17 +121,48 @@ def simulate(
     (20, [6.0, 22.0])
     """
     timing.check()
+    fabric, words, kind = _checked(fabric, memory)
+    values = None if memory is None else checked(kind, combine)
+    return _read(drive(fabric, sizes_of(fabric, timing, values, watch), words, limit), words, kind, limit)
+
+
+def simulate_many(
+    fabrics: Sequence[Fabric],
+    timing: Timing = Timing(),  # noqa: B008 - a value
+    memories: Sequence[Any] | None = None,
+    combine: str = "add",
+    limit: int = LIMIT,
+    watch: bool = True,
+) -> list[Run]:
+    """Run several programs at once, each on a grid of its own: one compiled loop steps all of them, which suits many
+    small ones, and GPUs. `memories` are those of each, of one dtype; all else is as in `simulate`, and so are the runs.
+
+    >>> from wsc.runtime.fabric.lines import reduce
+    >>> [run.cycles for run in simulate_many([reduce("chain", n, 2) for n in (4, 2)], watch=False)]
+    [20, 8]
+    """
+    if not fabrics or (memories is not None and len(memories) != len(fabrics)):
+        given = "no" if memories is None else len(memories)
+        raise ArgumentError(f"{len(fabrics)} programs and {given} memories: expected at least one, and one for each")
+    timing.check()
+    found = [_checked(f, None if memories is None else memories[i]) for i, f in enumerate(fabrics)]
+    kinds = sorted({kind for *_, kind in found})
+    if len(kinds) > 1:
+        raise ArgumentError(f"memories of {', '.join(kinds)}: programs that run at once have one dtype")
+    values = None if memories is None else checked(kinds[0], combine)
+    driven = drive_many([f for f, *_ in found], timing, values, watch, [words for _, words, _ in found], limit)
+    return [_read(one, words, kind, limit) for one, (_, words, kind) in zip(driven, found, strict=True)]
+
+
+def _checked(fabric: Fabric, memory: Any) -> tuple[Fabric, np.ndarray | None, str]:
+    """A program that can be run, its memory as 32-bit words, and its dtype."""
     if not fabric.colors:  # arrays have one at least
         fabric = copy(fabric)
         fabric.color()
     check(fabric)
     words, kind = (None, "float32") if memory is None else _words(fabric, memory)
-    values = None if memory is None else checked(kind, combine)
     _check_memory(fabric, words)
-    driven = drive(fabric, sizes_of(fabric, timing, values, watch), words, limit)
-    if not driven.ended:
-        raise unended(driven, limit)
-    return _read(driven, kind)
+    return fabric, words, kind
 
 
 def _words(fabric: Fabric, memory: Any) -> tuple[np.ndarray, str]:
@@ -169,19 +200,24 @@ def _check_memory(fabric: Fabric, words: np.ndarray | None):
         )
 
 
-def _read(driven: Driven, kind: str) -> Run:
+def _read(driven: Driven, words: np.ndarray | None, kind: str, limit: int) -> Run:
+    """What happened; `words` were its memory. Raises DeadlockError and CycleLimitError where it came to no end."""
+    if not driven.ended:
+        raise unended(driven, limit)
     fabric, z, cycles, memory = driven.fabric, driven.z, driven.cycles, None
-    if z.values:
-        memory = _as(driven.grid(lambda s: np.moveaxis(np.asarray(s["memory"])[:, :, :-1], 2, 0)), kind)
+    if words is not None:
+        held = driven.grid(lambda s: np.moveaxis(np.asarray(s["memory"])[:, :, : len(words)], 2, 0))
+        memory = _as(held, kind)
     found: dict[str, Any] = {}
     if z.watch:
         counted = driven.grid(lambda s: np.asarray(s["counted"]))
         queues = counted[len(EVENTS) :].reshape(z.timing.router, z.colors, fabric.rows, fabric.columns)
+        colors, instructions = slice(fabric.colors), slice(max(1, fabric.code["length"].shape[1]))
         found = {
             "counts": dict(zip(EVENTS, counted, strict=False)),
-            "occupancy": queues.sum(axis=0) / cycles,
-            "peak": driven.grid(lambda s: unpacked(np.asarray(s["peak"]))).sum(axis=0),
-            "ended": driven.grid(lambda s: np.stack(jax.device_get(s["ended"]))),
+            "occupancy": queues.sum(axis=0)[colors] / cycles,
+            "peak": driven.grid(lambda s: unpacked(np.asarray(s["peak"]))).sum(axis=0)[colors],
+            "ended": driven.grid(lambda s: np.stack(jax.device_get(s["ended"])))[:, instructions],
         }
     return Run(cycles, fabric, z.timing, memory, **found)
 
