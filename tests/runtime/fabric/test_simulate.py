@@ -203,6 +203,29 @@ def test_a_pe_prepares_one_instruction_after_the_other():
     assert shifted == 2 * 20 + 30 + max(0, 6 - 20)  # what comes first waits for the second
 
 
+@pytest.mark.parametrize(("colors", "pair"), [(2, (0, 1)), (4, (0, 2)), (6, (1, 4))])
+def test_colors_of_evenly_spread_numbers_get_the_same_share_of_a_link(colors, pair):
+    row = Fabric(1, 4)
+    for _ in range(colors):
+        row.color()
+    for first, color in enumerate(pair):  # from PEs 0 and 1 over the link to PE 3
+        row.route(color, (0, first), RAMP, [EAST])
+        for x in range(first + 1, 3):
+            row.route(color, (0, x), WEST, [EAST])
+        row.route(color, (0, 3), WEST, [RAMP])
+        row.instruct((0, first), Instruction(60, sends=color, load=True))
+        row.instruct((0, 3), Instruction(60, reads=(color,), store=True, thread=first))
+    ends = simulate(row).ended[:2, 0, 0, 3]
+    assert 120 <= ends.max() <= 130 and np.ptp(ends) <= 8, ends
+
+
+def test_programs_one_after_the_other_have_their_colors_in_turn():
+    row, column = lines.reduce("tree", 5, 2).across(3), lines.reduce("chain", 3, 2).across(5, "y")
+    both = row.then(column)
+    along = [{int(p) for p in np.unique(tx) if p & 15} for tx in both.tx]
+    assert [bool(ports & {1 << WEST, 1 << EAST}) for ports in along] == [True, False, True, False]
+
+
 def test_values_do_not_change_time_and_runs_are_equal():
     grid = rectangles.all_reduce("centre_generated", 6, 9, 5)
     memory = words(grid, 5)

@@ -81,7 +81,7 @@ def drive_many(fabrics: list[Fabric], timing: Timing, values, watch: bool, words
         if values:
             filling = (0, deepest - len(memory)), (0, rows - fabric.rows), (0, columns - fabric.columns)
             memory = np.pad(memory, filling)
-        tables.append(tables_of(part, z))
+        tables.append(tables_of(part, z)._replace(colors=np.int32(fabric.colors)))
         states.append(start(part, z, tables[-1], memory))
     last = np.int32(min(limit, np.iinfo(np.int32).max))
 

@@ -2,11 +2,10 @@
 
 All decisions of a cycle are made from the state before it, so that its order of work does not matter. A router has one
 queue for each color; the first wavelet of a queue leaves when every port of its route has room behind it and no other
-color takes one of them. Where colors want the same port, the first in turn gets it: color (cycle mod colors) comes
-first, then the others upwards, and a wavelet takes all its ports or none. Room is what a neighbour's queue had free
-before the cycle; a PE's own queues pass a wavelet on and take one in at once. A control wavelet moves a switch on
-twice: where wavelets come in as it comes in, and where they go out as it goes out, so that messages follow without a
-gap.
+color takes one of them. Where colors want the same port, the first in turn gets it, and a wavelet takes all its ports
+or none: color (cycle mod colors) comes first, then the others upwards. Room is what a neighbour's queue had free before
+the cycle; a PE's own queues pass a wavelet on and take one in at once. A control wavelet moves a switch on twice: where
+wavelets come in as it comes in, and where they go out as it goes out, so that messages follow without a gap.
 
 Arrays are words of 32 PEs, [..., row of the band, column]; of routers, one such for each color.
 """
@@ -49,7 +48,7 @@ def block(z: Sizes, tables: Tables, state: State, west: State, east: State, begi
 
 
 def _cycles(z: Sizes, tables: Tables, state: State, limit) -> State:
-    """All counts are of every cycle, so those that are counted are simulated as long as anything is left."""
+    """Cycles while anything moves; of strips that are watched, while anything is left: who waits is counted, too."""
 
     def more(s):
         on = ~s["done"] if z.halo and z.watch else s["going"]
@@ -95,9 +94,7 @@ def _flushed(z: Sizes, tables: Tables, state: State) -> State:
 _QUICK = {"xla_llvm_disable_expensive_passes": True}
 _run_well = jax.jit(_to_end, static_argnums=0, donate_argnums=2)
 _run = jax.jit(_to_end, static_argnums=0, donate_argnums=2, compiler_options=_QUICK)
-_block_well = jax.jit(
-    _of_block, static_argnums=0, donate_argnums=2, compiler_options={"xla_cpu_multi_thread_eigen": False}
-)
+_block_well = jax.jit(_of_block, static_argnums=0, donate_argnums=2)
 _block = jax.jit(_of_block, static_argnums=0, donate_argnums=2, compiler_options=_QUICK)
 _run_many = jax.jit(
     lambda z, *grids: jax.vmap(partial(_to_end, z), in_axes=(0, 0, None))(*grids),
@@ -139,7 +136,7 @@ def cycle(z: Sizes, tables: Tables, s: State) -> State:
         else:
             behind = FROM[port](rx.get(OPPOSITE[port], nothing) & room)
         way = way & (~tx[port] | behind)
-    leave = _in_turn(z, way, tx, s["cycle"])
+    leave = _in_turn(z, tables.colors, way, tx, s["cycle"])
     sent = {port: leave & tx[port] for port in z.ports_out}
 
     # Queues take in what was sent.
@@ -208,7 +205,7 @@ def _anywhere(words):
     return jnp.any(words != 0, axis=(-2, -1))
 
 
-def _in_turn(z: Sizes, way, tx: dict, cycle):
+def _in_turn(z: Sizes, colors, way, tx: dict, cycle):
     """Of the wavelets that are free to leave those that no other color keeps from it."""
     if not z.shared:
         return way
@@ -216,12 +213,12 @@ def _in_turn(z: Sizes, way, tx: dict, cycle):
 
     def one(i, found):
         taken, leave = found
-        k = lax.rem(cycle + i, jnp.int32(z.colors))
+        k = (cycle + i) % colors
         mine = lax.dynamic_index_in_dim(wants, k, axis=1, keepdims=False)
         wins = lax.dynamic_index_in_dim(way, k, keepdims=False) & ~union(mine & taken)
         return taken | (wins & mine), lax.dynamic_update_index_in_dim(leave, wins, k, axis=0)
 
-    return lax.fori_loop(0, z.colors, one, (jnp.zeros_like(wants[:, 0]), jnp.zeros_like(way)))[1]
+    return lax.fori_loop(0, colors, one, (jnp.zeros_like(wants[:, 0]), jnp.zeros_like(way)))[1]
 
 
 def _queue(there: list, leaves, comes) -> tuple[list, list]:

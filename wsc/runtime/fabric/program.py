@@ -162,17 +162,20 @@ class Fabric:
         return kept
 
     def then(self, other: "Fabric") -> "Fabric":
-        """Every PE runs its instructions of `other` after those of this one, on colors of their own."""
+        """Every PE runs its instructions of `other` after those of this one, on colors of their own; they are numbered
+        in turn, so that those of either, which meet at links, have equally many turns there."""
         if (other.rows, other.columns) != (self.rows, self.columns):
             raise ArgumentError(f"{self!r} and {other!r}: only grids of the same size run one after the other")
         both = Fabric(self.rows, self.columns)
+        at = np.concatenate([(np.arange(f.colors) + 0.5) / max(f.colors, 1) for f in (self, other)])
+        order = np.argsort(at, kind="stable")
         for name in ("rx", "tx", "controls"):
-            setattr(both, name, np.concatenate([getattr(self, name), getattr(other, name)]))
-        both.code = {name: table.copy() for name, table in self.code.items()}
-        both.instructions = self.instructions.copy()
-        numbers = range(self.colors, both.colors)
-        code = {n: renumbered(t, numbers) if n in ("reads", "sends") else t for n, t in other.code.items()}
-        both.extend(code, other.instructions)
+            setattr(both, name, np.concatenate([getattr(self, name), getattr(other, name)])[order])
+        numbers = np.argsort(order)
+        for f, own in ((self, numbers[: self.colors]), (other, numbers[self.colors :])):
+            both.extend(
+                {n: renumbered(t, own) if n in ("reads", "sends") else t for n, t in f.code.items()}, f.instructions
+            )
         return both
 
     def extend(self, code: dict[str, np.ndarray], instructions: np.ndarray):

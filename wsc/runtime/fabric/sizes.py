@@ -100,7 +100,7 @@ class Sizes:
 class Tables(NamedTuple):
     """Routes [position, port, color, ...], controls [position, bit, color, ...]; instructions
     of each thread [instruction, field and bits of length and repeat, ...], packed; who has them; addresses where they
-    differ; colors of each queue inward [queue, color, ...]."""
+    differ; colors of each queue inward [queue, color, ...]; how many colors there are."""
 
     routes_in: Any
     routes_out: Any
@@ -109,6 +109,7 @@ class Tables(NamedTuple):
     present: Any
     address: Any
     binding: Any
+    colors: Any
 
 
 def sizes_of(fabric: Fabric, timing: Timing, values: tuple[str, str] | None, watch: bool) -> Sizes:

@@ -50,6 +50,7 @@ def tables_of(fabric: Fabric, z: Sizes) -> Tables:
             for i in threads
         ],
         np.stack([pack(binding == q) for q in range(len(z.inward))]) if z.inward else np.zeros(0, np.uint32),
+        np.int32(fabric.colors),
     )
 
 

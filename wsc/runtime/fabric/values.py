@@ -83,18 +83,18 @@ def values(z: Sizes, tables: Tables, s: dict[str, Any]) -> dict[str, Any]:
     then all of them write over what they had.
     """
     moves: Moves = s["moves"]
-    done, (memory, address, sent) = only_if(
+    more, (memory, address, sent) = only_if(
         moves.any_fire, partial(_elements, z, tables, s["in_value"], moves), (s["memory"], s["address"], s["sent"])
     )
     inward, router = [], []
     for q, held in enumerate(s["in_value"]):
-        done, held = only_if(moves.any_in[q] | done, partial(_inward, z, s["value"], moves, q), held)
+        more, held = only_if(moves.any_in[q] | more, partial(_inward, z, s["value"], moves, q), held)
         inward.append(held)
     for k, held in enumerate(s["value"]):
-        done, held = only_if(moves.any_routed[k] | done, partial(_routed, s["out_value"][0], moves, k), held)
+        more, held = only_if(moves.any_routed[k] | more, partial(_routed, s["out_value"][0], moves, k), held)
         router.append(held)
     out = partial(_moved, moves.up, moves.out_put, sent)
-    outward = only_if(moves.any_out | done, out, s["out_value"])[1]
+    outward = only_if(moves.any_out | more, out, s["out_value"])[1]
     return {
         "memory": memory,
         "address": address,
