@@ -89,12 +89,9 @@ class Simulation(Printed):
             table.add_row(p.name, f"{p.simulated:,}", f"{p.modelled:,.0f}")
         table.add_row("in all, cycles", f"{self.cycles:,}", f"{self.modelled:,.0f} ({self.error:+.1f} %)", style="bold")
         values = "time only" if self.equal is None else "outputs equal" if self.equal else "OUTPUTS DIFFER"
-        table.caption = f"{values}; {self.summed} of {self.collectives} collectives with their values; {self.stalls()}"
+        waited = ", ".join(f"{name} {n:,}" for name, n in self.run.stalls().items())
+        table.caption = f"{values}; {self.summed} of {self.collectives} collectives with their values; {waited}"
         return table
-
-    def stalls(self) -> str:
-        """PE-cycles by cause, in words."""
-        return ", ".join(f"{name} {n:,}" for name, n in self.run.stalls().items())
 
 
 def simulate_stage(
