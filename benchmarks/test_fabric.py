@@ -53,8 +53,11 @@ def test_pe_cycles(benchmark, size, values):
     )
 
 
-def test_all_reduce_of_a_whole_wafer(benchmark):
+@pytest.mark.parametrize("turned", [True, False], ids=["755 x 1170", "1170 x 755"])
+def test_all_reduce_of_a_whole_wafer(benchmark, turned):
     rows, columns, words = WSE3.rows, WSE3.columns, 4
+    if turned:
+        rows, columns = columns, rows
     memory = np.random.default_rng(0).normal(size=(words, rows, columns)).astype(np.float32)
     timing = Timing.of(WSE3, float(WSE3.straight_cycles))
 

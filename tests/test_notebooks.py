@@ -37,6 +37,7 @@ def test_script_beside_it_has_the_same_cells(path):
     assert found == cells_of_script(path.with_suffix(".py").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of the kernel's own machinery
 def test_runs_without_error(path, monkeypatch):

@@ -37,7 +37,7 @@ def assert_same(apart, whole):
     assert all(np.array_equal(apart.counts[name], whole.counts[name]) for name in whole.counts)
 
 
-@pytest.mark.parametrize("axis", ["x", "y"])
+@pytest.mark.parametrize("axis", ["x", pytest.param("y", marks=pytest.mark.slow)])
 def test_lines_that_never_meet(axis, small):
     grid = lines.all_reduce("two_phase", 9, 3).across(70, axis)
     memory = memory_of(grid, 3)
