@@ -63,8 +63,8 @@ def _to_end(z: Sizes, tables: Tables, state: State, limit) -> State:
 
 def _of_block(z: Sizes, tables: Tables, state: State, west: State, east: State, begin, end):
     def with_halo(here, west, east):
-        if here.ndim < 2:  # whether something is anywhere
-            return here | west | east if here.dtype == bool else here
+        if here.ndim < 2:
+            return here
         columns = here.shape[-1]
         here = lax.dynamic_update_slice_in_dim(here, west, 0, axis=-1)
         return lax.dynamic_update_slice_in_dim(here, east, columns - z.halo, axis=-1)
@@ -168,13 +168,7 @@ def cycle(z: Sizes, tables: Tables, s: State) -> State:
     }
     if z.values:
         in_put = [p for _, p in in_queues]
-        new["moves"] = Moves(
-            leave, come, put, taken, down, in_put, any_up, out_put, [done for _, done in steps],
-            any_fire=_anywhere(any_of([p.fire for p in pes])),
-            any_in=jnp.array([_anywhere(any_of([taken[q], *in_put[q]])) for q in inward], bool),
-            any_routed=_anywhere(any_of([leave, *put])),
-            any_out=_anywhere(any_of([any_up, *out_put])),
-        )  # fmt: skip
+        new["moves"] = Moves(leave, come, put, taken, down, in_put, any_up, out_put, [done for _, done in steps])
         new |= values(z, tables, s)
     aging = [union(w.reshape(-1, *w.shape[-2:])) for w in (s["late"], s["in_late"], s["out_late"]) if w.size]
     moved = any_of([any_up, union(leave), *aging, *(p.fire | p.waiting | (p.running & ~p.ready) for p in pes)])
@@ -198,11 +192,6 @@ def cycle(z: Sizes, tables: Tables, s: State) -> State:
         new["peak"] = s["peak"] | s["queued"]
         new["ended"] = [_ended(s, i, p) for i, p in enumerate(pes)]
     return new
-
-
-def _anywhere(words):
-    """Whether any PE has it."""
-    return jnp.any(words != 0, axis=(-2, -1))
 
 
 def _in_turn(z: Sizes, colors, way, tx: dict, cycle):

@@ -32,8 +32,7 @@ class Done(NamedTuple):
 
 class Moves(NamedTuple):
     """What a cycle decided, in words of 32 PEs. Of routers, by color: what leaves, by which port others come, which
-    place of the queue they take; the same of PEs' queues inward, and of the one outward; by thread what is done. And
-    whether any of each moves on the whole grid."""
+    place of the queue they take; the same of PEs' queues inward, and of the one outward; by thread what is done."""
 
     leave: Any
     comes: dict[int, Any]
@@ -44,10 +43,6 @@ class Moves(NamedTuple):
     up: Any
     out_put: list
     threads: list[Done]
-    any_fire: Any
-    any_in: Any
-    any_routed: Any
-    any_out: Any
 
 
 def no_moves(z: Sizes, words: tuple[int, ...]) -> Moves:
@@ -69,10 +64,6 @@ def no_moves(z: Sizes, words: tuple[int, ...]) -> Moves:
         one,
         [one] * t.outward,
         [done for _ in z.threads],
-        np.bool_(False),
-        np.zeros(len(z.inward), bool),
-        np.zeros(z.colors, bool),
-        np.bool_(False),
     )
 
 
@@ -83,18 +74,20 @@ def values(z: Sizes, tables: Tables, s: dict[str, Any]) -> dict[str, Any]:
     then all of them write over what they had.
     """
     moves: Moves = s["moves"]
-    more, (memory, address, sent) = only_if(
-        moves.any_fire, partial(_elements, z, tables, s["in_value"], moves), (s["memory"], s["address"], s["sent"])
-    )
+    elements = partial(_elements, z, tables, s["in_value"], moves)
+    kept = s["memory"], s["address"], s["sent"]
+    more, (memory, address, sent) = only_if(_any(d.fire for d in moves.threads), elements, kept)
     inward, router = [], []
     for q, held in enumerate(s["in_value"]):
-        more, held = only_if(moves.any_in[q] | more, partial(_inward, z, s["value"], moves, q), held)
+        change = partial(_inward, z, s["value"], moves, q)
+        more, held = only_if(_any([moves.taken[q], *moves.in_put[q]]) | more, change, held)
         inward.append(held)
     for k, held in enumerate(s["value"]):
-        more, held = only_if(moves.any_routed[k] | more, partial(_routed, s["out_value"][0], moves, k), held)
+        change = partial(_routed, s["out_value"][0], moves, k)
+        more, held = only_if(_any([moves.leave[k], *(p[k] for p in moves.put)]) | more, change, held)
         router.append(held)
     out = partial(_moved, moves.up, moves.out_put, sent)
-    outward = only_if(moves.any_out | more, out, s["out_value"])[1]
+    outward = only_if(_any([moves.up, *moves.out_put]) | more, out, s["out_value"])[1]
     return {
         "memory": memory,
         "address": address,
@@ -103,6 +96,11 @@ def values(z: Sizes, tables: Tables, s: dict[str, Any]) -> dict[str, Any]:
         "in_value": inward,
         "out_value": outward,
     }
+
+
+def _any(words):
+    """Whether anything of these is anywhere on the grid."""
+    return jnp.any(bits.any_of(list(words)) != 0)
 
 
 def only_if(wanted, change, held):
